@@ -1,0 +1,1 @@
+"""Answer `POST /generate` from a checkpoint: gateway, queue, worker, engine."""

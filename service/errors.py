@@ -1,0 +1,107 @@
+"""What can go wrong with a request, each with its HTTP status and OpenAI error type.
+
+    ServiceError              status  code
+    ├── BadRequest            400     invalid_request
+    ├── NotFound              404     not_found
+    ├── BodyTooLarge          413     body_too_large
+    ├── DoesNotFit            422     context_length_exceeded
+    ├── QueueFull             429     queue_full             (Retry-After)
+    ├── EngineFailure         500     engine_failure         (x-should-retry: false)
+    ├── Unavailable           503     unavailable            (Retry-After)
+    └── DeadlinePassed        504     deadline_passed        (x-should-retry: false)
+
+    SettingError              none: refused at start, exit 2
+"""
+
+from typing import ClassVar
+
+from training.errors import MinigptError
+
+
+class SettingError(MinigptError):
+    """A setting of the service is refused at start."""
+
+
+class ServiceError(MinigptError):
+    """A request is refused or failed.
+
+    Args:
+        message: One line that names what, where and the remedy; never the prompt.
+        param: Field of the request at fault.
+        retry_after_s: Seconds after which a retry may succeed.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "error"
+    should_retry: ClassVar[bool | None] = None
+    """What `x-should-retry` tells a client library; `None`: the header is left out."""
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(ServiceError):
+    """Malformed, or a parameter that this server refuses."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class NotFound(ServiceError):
+    """No such model or route."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class BodyTooLarge(ServiceError):
+    """The body is over the cap."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class DoesNotFit(ServiceError):
+    """Prompt and `max_tokens` do not fit the context."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "context_length_exceeded"
+
+
+class QueueFull(ServiceError):
+    """Too much is waiting already."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class EngineFailure(ServiceError):
+    """This request failed in the engine, or its workers died too often."""
+
+    status = 500
+    code = "engine_failure"
+    should_retry = False
+
+
+class Unavailable(ServiceError):
+    """No queue, no worker with this model, or shutting down."""
+
+    status = 503
+    code = "unavailable"
+
+
+class DeadlinePassed(ServiceError):
+    """The request's own deadline passed."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_passed"
+    should_retry = False

@@ -1,0 +1,121 @@
+"""Wire types: what gateway, queue and worker say to each other. Encoded as MessagePack; no torch, no HTTP here."""
+
+import enum
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen message."""
+
+
+class SamplingParams(Wire):
+    """How the next token is drawn. Ranges are checked where a request enters (`gateway.schemas`)."""
+
+    max_tokens: int
+    seed: int
+    """0 ≤ seed < 2^63. With `choice` and a position it fixes every random number of this sequence."""
+    choice: int = 0
+    """Index of this sequence among the `n` of its prompt."""
+    temperature: float = 1.0
+    """0: the likeliest token."""
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; the text ends before them."""
+
+
+class Request(Wire):
+    """One sequence to be continued. `n` choices of `k` prompts are n × k of these."""
+
+    id: str
+    model: str
+    revision: str
+    """Hash of the weights that must answer: a stream never changes its model half-way."""
+    token_ids: tuple[int, ...]
+    params: SamplingParams
+    deadline: float | None = None
+    """Seconds of the queue's clock (Unix time) after which nobody waits for the answer."""
+
+    @property
+    def cost(self) -> int:
+        """Tokens that this request may occupy."""
+        return len(self.token_ids) + self.params.max_tokens
+
+
+class End(Wire):
+    """How a sequence ended, and what it took."""
+
+    finish_reason: FinishReason
+    stop_reason: str | None = None
+    """The stop string that was met; `None` for the end-of-text token."""
+    error: str | None = None
+    """One line for the client; with `finish_reason` "error"."""
+    deadline_passed: bool = False
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    cached_tokens: int = 0
+
+
+class Claim(Wire):
+    """A request handed to a worker, with the tokens that earlier workers logged."""
+
+    request: Request
+    epoch: int
+    """Grows with each hand-over; what an older epoch emits is refused."""
+    token_ids: tuple[int, ...] = ()
+
+
+class Emission(Wire):
+    """What one step added to one request."""
+
+    id: str
+    epoch: int
+    base: int
+    """Tokens logged before these."""
+    token_ids: tuple[int, ...] = ()
+    end: End | None = None
+
+
+class EmitStatus(enum.Enum):
+    """What the queue answers to an emission."""
+
+    OK = "ok"
+    CANCEL = "cancel"
+    """The client is gone or the deadline has passed: stop computing. Nothing was appended."""
+    FENCED = "fenced"
+    """The request is another worker's now, or has ended."""
+    GAP = "gap"
+    """`base` is not where the log ends, and what is there differs."""
+
+
+class Update(Wire):
+    """What a watcher of a request sees: tokens from `base` on, and at last its end."""
+
+    id: str
+    base: int
+    token_ids: tuple[int, ...]
+    end: End | None
+    queued_s: float = 0.0
+    """Seconds from submit to the first claim."""
+
+
+class QueueStats(Wire):
+    """What waits and what runs."""
+
+    waiting: int
+    running: int
+    waiting_tokens: int
+    """Sum of `cost` over the waiting requests."""
+    workers: int
+    """Workers whose lease holds."""
+    drain_tokens_per_s: float
+    """Measured rate at which queued cost ends; 0 while unknown."""

@@ -1,0 +1,275 @@
+"""Every setting of a training run: frozen, typed, with its unit and its range; an unknown key is an error.
+
+A preset is a TOML file with one table for each class below; `--set table.key=value` overrides one value.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+
+from training.errors import ConfigError
+
+Activation = Literal["swiglu", "gelu"]
+Normalization = Literal["rmsnorm", "layernorm"]
+Position = Literal["rope", "learned"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen table of settings that refuses unknown keys and wrong types."""
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with `changes`, checked again."""
+        return msgspec.structs.replace(self, **changes)
+
+
+def require(condition: bool, field: str, value: object, remedy: str) -> None:
+    """Refuse `value` of `field` unless `condition` holds.
+
+    Raises:
+        ValueError: naming the field, the value and the remedy (msgspec adds the path and makes it a ValidationError).
+    """
+    if not condition:
+        raise ValueError(f"{field} = {value!r}: {remedy}")
+
+
+class DataConfig(Settings):
+    """The text and how it becomes token ids."""
+
+    corpus: str = "tinyshakespeare"
+    """`tinyshakespeare`, `pydoc-topics`, or the path of a UTF-8 file or folder."""
+    tokenizer: Literal["char", "bpe"] = "char"
+    vocab_size: int | None = None
+    """Entries of a trained `bpe` vocabulary, special tokens included (≥ 257); `None` for `char`: the corpus decides."""
+    validation_fraction: float = 0.1
+    """Share of the text, at its end, that is never trained on; 0 < x < 1."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "between 0 and 1")
+        if self.tokenizer == "bpe":
+            valid = self.vocab_size is not None and 257 <= self.vocab_size <= 65_536
+            require(valid, "vocab_size", self.vocab_size, "a bpe vocabulary has 257 to 65536 entries, e.g. 1024")
+        else:
+            require(self.vocab_size is None, "vocab_size", self.vocab_size, "leave it out for tokenizer = 'char'")
+
+
+class ModelConfig(Settings):
+    """The shape of a decoder-only transformer.
+
+    The defaults are the Qwen3 layout, which other programs load; the classic GPT-2 is `position = "learned"`,
+    `norm = "layernorm"`, `activation = "gelu"`, `qk_norm = false`, `bias = true`, `tie_embeddings = true`.
+    """
+
+    vocab_size: int = 0
+    """Entries of the vocabulary; 0 in a preset: the tokenizer decides."""
+    context_length: int = 256
+    """Tokens that a position may look back over, itself included."""
+    n_layer: int = 6
+    n_head: int = 4
+    n_kv_head: int | None = None
+    """Heads of keys and values; fewer than `n_head` is grouped-query attention. `None`: as many as `n_head`."""
+    n_embd: int = 256
+    """Width of the residual stream."""
+    head_dim: int | None = None
+    """Width of one head; `None`: `n_embd / n_head`."""
+    n_hidden: int | None = None
+    """Width of the feed-forward layer; `None`: 8/3 of `n_embd` rounded up to 32s for swiglu, 4 times for gelu."""
+    activation: Activation = "swiglu"
+    norm: Normalization = "rmsnorm"
+    norm_eps: float = 1e-6
+    position: Position = "rope"
+    rope_theta: float = 10_000.0
+    qk_norm: bool = True
+    bias: bool = False
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+    """Probability of zeroing an element of the residual branches while training; 0 ≤ x < 1."""
+
+    def __post_init__(self) -> None:
+        for field in ("context_length", "n_layer", "n_head", "n_embd"):
+            require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
+        require(self.vocab_size >= 0, "vocab_size", self.vocab_size, "at least 1, or 0 to let the tokenizer decide")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 ≤ dropout < 1")
+        if self.head_dim is None:
+            divides = self.n_embd % self.n_head == 0
+            require(divides, "n_head", self.n_head, f"must divide n_embd = {self.n_embd}, or give head_dim")
+        heads = self.kv_heads
+        require(heads >= 1 and self.n_head % heads == 0, "n_kv_head", heads, f"must divide n_head = {self.n_head}")
+        require(self.head_width % 2 == 0, "head_dim", self.head_width, "must be even: RoPE turns pairs")
+        require(self.hidden_width >= 1, "n_hidden", self.hidden_width, "at least 1")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the feed-forward layer."""
+        if self.n_hidden is not None:
+            return self.n_hidden
+        return -(-8 * self.n_embd // 96) * 32 if self.activation == "swiglu" else 4 * self.n_embd
+
+
+class OptimConfig(Settings):
+    """Who moves the weights, and how far."""
+
+    matrices: Literal["muon", "adamw"] = "muon"
+    """The optimizer of the hidden matrices; embeddings, head, norms and biases are always AdamW's."""
+    matrix_lr: float = 0.02
+    embed_lr: float = 0.012
+    head_lr: float = 0.008
+    other_lr: float = 0.01
+    """Peak learning rates: hidden matrices, token and position embeddings, output head, norms and biases."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    """Decoupled decay of everything with two dimensions; norms and biases are never decayed."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; 0: no clipping."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, evaluated and kept in their place; 0: none."""
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.6
+    """Shares of the budget in which the rates rise from 0, and fall (at the end) to `final_lr_fraction`."""
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    final_lr_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("matrix_lr", "embed_lr", "head_lr", "other_lr"):
+            require(getattr(self, field) > 0, field, getattr(self, field), "greater than 0")
+        for field in ("warmup_fraction", "decay_fraction", "final_lr_fraction"):
+            require(0 <= getattr(self, field) <= 1, field, getattr(self, field), "between 0 and 1")
+        together = self.warmup_fraction + self.decay_fraction
+        require(together <= 1, "warmup_fraction + decay_fraction", together, "at most 1")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 ≤ ema_decay < 1")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "at least 0 (0: no clipping)")
+
+
+class BudgetConfig(Settings):
+    """When a run ends: exactly one of steps, epochs, tokens and minutes; earlier by target or patience."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    tokens: int | None = None
+    minutes: float | None = None
+    target_loss: float | None = None
+    """Stop when the whole-validation loss (nats a token) is at or under this."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a new best."""
+
+    def __post_init__(self) -> None:
+        given = {f: v for f in ("steps", "epochs", "tokens", "minutes") if (v := getattr(self, f)) is not None}
+        require(len(given) == 1, "budget", given, "give exactly one of steps, epochs, tokens, minutes")
+        for field, value in given.items():
+            require(value > 0, field, value, "greater than 0")
+        require(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1")
+
+
+class RunConfig(Settings):
+    """How the loop runs: batches, precision, evaluations."""
+
+    batch_size: int = 16
+    """Sequences in a micro-batch."""
+    accumulate: int = 1
+    """Micro-batches whose gradients make one step."""
+    seed: int = 1337
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the matrix products; `auto` is bf16 where the processor has it in hardware."""
+    compile: bool = False
+    """Compile the model with `torch.compile`: worth it for runs longer than a few minutes."""
+    eval_every: int = 250
+    """Steps between evaluations."""
+    sample_chars: int = 200
+    """Tokens of the text sample shown at each evaluation; 0: none."""
+
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "accumulate", "eval_every"):
+            require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
+
+
+class TrainConfig(Settings):
+    """One training run."""
+
+    budget: BudgetConfig
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+    title: str = ""
+    """One line for `minigpt train --list`."""
+
+
+def list_presets() -> dict[str, TrainConfig]:
+    """Return every preset that comes with the package, by name."""
+    files = sorted(resources.files("training").joinpath("presets").iterdir(), key=lambda file: file.name)
+    return {
+        file.name.removesuffix(".toml"): parse_config(tomllib.loads(file.read_text("utf-8")), file.name)
+        for file in files
+        if file.name.endswith(".toml")
+    }
+
+
+def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a preset and apply `table.key=value` overrides.
+
+    Args:
+        preset: Name of a preset of the package, or path of a TOML file.
+        overrides: `table.key=value`, the value as TOML writes it (a bare word is a string).
+
+    Raises:
+        ConfigError: no such preset, unreadable TOML, unknown key, wrong type or value.
+    """
+    packaged = resources.files("training").joinpath("presets", f"{preset}.toml")
+    source = packaged if packaged.is_file() else Path(preset)
+    if not source.is_file():
+        names = ", ".join(list_presets())
+        raise ConfigError(f"no preset or TOML file '{preset}': choose one of {names}, or give a path")
+    try:
+        tables = tomllib.loads(source.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{preset}: not TOML: {error}") from error
+    for override in overrides:
+        _apply(tables, override)
+    return parse_config(tables, preset)
+
+
+def parse_config(tables: dict[str, Any], where: str) -> TrainConfig:
+    """Check `tables` as read from TOML or JSON; `where` names them in an error.
+
+    Raises:
+        ConfigError: unknown key, wrong type or value.
+    """
+    try:
+        return msgspec.convert(tables, TrainConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) != 2:
+        raise ConfigError(f"--set {override}: write table.key=value, e.g. --set model.n_layer=4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = tables.setdefault(keys[0], {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"--set {override}: '{keys[0]}' is no table")
+    if keys[0] == "budget" and keys[1] in ("steps", "epochs", "tokens", "minutes"):
+        for other in ("steps", "epochs", "tokens", "minutes"):
+            table.pop(other, None)  # a new budget replaces the preset's
+    table[keys[1]] = value
