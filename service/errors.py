@@ -3,6 +3,7 @@
     ServiceError              status  code
     ├── BadRequest            400     invalid_request
     ├── NotFound              404     not_found
+    ├── MethodNotAllowed      405     method_not_allowed
     ├── BodyTooLarge          413     body_too_large
     ├── DoesNotFit            422     context_length_exceeded
     ├── QueueFull             429     queue_full             (Retry-After)
@@ -57,6 +58,14 @@ class NotFound(ServiceError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The route does not know this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
 
 
 class BodyTooLarge(ServiceError):

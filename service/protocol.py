@@ -12,7 +12,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A frozen message."""
 
 
-class SamplingParams(Wire):
+class SamplingParams(Wire, frozen=True, kw_only=True):
     """How the next token is drawn. Ranges are checked where a request enters (`gateway.schemas`)."""
 
     max_tokens: int
@@ -33,7 +33,7 @@ class SamplingParams(Wire):
     """Strings that end the text; the text ends before them."""
 
 
-class Request(Wire):
+class Request(Wire, frozen=True, kw_only=True):
     """One sequence to be continued. `n` choices of `k` prompts are n × k of these."""
 
     id: str
@@ -51,7 +51,7 @@ class Request(Wire):
         return len(self.token_ids) + self.params.max_tokens
 
 
-class End(Wire):
+class End(Wire, frozen=True, kw_only=True):
     """How a sequence ended, and what it took."""
 
     finish_reason: FinishReason
@@ -65,7 +65,7 @@ class End(Wire):
     cached_tokens: int = 0
 
 
-class Claim(Wire):
+class Claim(Wire, frozen=True, kw_only=True):
     """A request handed to a worker, with the tokens that earlier workers logged."""
 
     request: Request
@@ -74,7 +74,7 @@ class Claim(Wire):
     token_ids: tuple[int, ...] = ()
 
 
-class Emission(Wire):
+class Emission(Wire, frozen=True, kw_only=True):
     """What one step added to one request."""
 
     id: str
@@ -97,7 +97,7 @@ class EmitStatus(enum.Enum):
     """`base` is not where the log ends, and what is there differs."""
 
 
-class Update(Wire):
+class Update(Wire, frozen=True, kw_only=True):
     """What a watcher of a request sees: tokens from `base` on, and at last its end."""
 
     id: str
@@ -108,7 +108,7 @@ class Update(Wire):
     """Seconds from submit to the first claim."""
 
 
-class QueueStats(Wire):
+class QueueStats(Wire, frozen=True, kw_only=True):
     """What waits and what runs."""
 
     waiting: int
@@ -119,3 +119,5 @@ class QueueStats(Wire):
     """Workers whose lease holds."""
     drain_tokens_per_s: float
     """Measured rate at which queued cost ends; 0 while unknown."""
+    revisions: frozenset[str] = frozenset()
+    """Revisions of the models that these workers serve."""

@@ -21,7 +21,7 @@ Position = Literal["rope", "learned"]
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A frozen table of settings that refuses unknown keys and wrong types."""
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """Return a copy with `changes`, checked again."""
         return msgspec.structs.replace(self, **changes)
 
@@ -36,7 +36,7 @@ def require(condition: bool, field: str, value: object, remedy: str) -> None:
         raise ValueError(f"{field} = {value!r}: {remedy}")
 
 
-class DataConfig(Settings):
+class DataConfig(Settings, frozen=True, kw_only=True):
     """The text and how it becomes token ids."""
 
     corpus: str = "tinyshakespeare"
@@ -56,7 +56,7 @@ class DataConfig(Settings):
             require(self.vocab_size is None, "vocab_size", self.vocab_size, "leave it out for tokenizer = 'char'")
 
 
-class ModelConfig(Settings):
+class ModelConfig(Settings, frozen=True, kw_only=True):
     """The shape of a decoder-only transformer.
 
     The defaults are the Qwen3 layout, which other programs load; the classic GPT-2 is `position = "learned"`,
@@ -119,7 +119,7 @@ class ModelConfig(Settings):
         return -(-8 * self.n_embd // 96) * 32 if self.activation == "swiglu" else 4 * self.n_embd
 
 
-class OptimConfig(Settings):
+class OptimConfig(Settings, frozen=True, kw_only=True):
     """Who moves the weights, and how far."""
 
     matrices: Literal["muon", "adamw"] = "muon"
@@ -155,7 +155,7 @@ class OptimConfig(Settings):
         require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "at least 0 (0: no clipping)")
 
 
-class BudgetConfig(Settings):
+class BudgetConfig(Settings, frozen=True, kw_only=True):
     """When a run ends: exactly one of steps, epochs, tokens and minutes; earlier by target or patience."""
 
     steps: int | None = None
@@ -175,7 +175,7 @@ class BudgetConfig(Settings):
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1")
 
 
-class RunConfig(Settings):
+class RunConfig(Settings, frozen=True, kw_only=True):
     """How the loop runs: batches, precision, evaluations."""
 
     batch_size: int = 16
@@ -191,7 +191,7 @@ class RunConfig(Settings):
     """Compile the model with `torch.compile`: worth it for runs longer than a few minutes."""
     eval_every: int = 250
     """Steps between evaluations."""
-    sample_chars: int = 200
+    sample_tokens: int = 120
     """Tokens of the text sample shown at each evaluation; 0: none."""
 
     def __post_init__(self) -> None:
@@ -199,7 +199,7 @@ class RunConfig(Settings):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
 
 
-class TrainConfig(Settings):
+class TrainConfig(Settings, frozen=True, kw_only=True):
     """One training run."""
 
     budget: BudgetConfig
@@ -243,6 +243,18 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> TrainConfig:
     for override in overrides:
         _apply(tables, override)
     return parse_config(tables, preset)
+
+
+def override_config(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """Return `config` with `table.key=value` overrides applied.
+
+    Raises:
+        ConfigError: unknown key, wrong type or value.
+    """
+    tables = msgspec.to_builtins(config)
+    for override in overrides:
+        _apply(tables, override)
+    return parse_config(tables, "--set")
 
 
 def parse_config(tables: dict[str, Any], where: str) -> TrainConfig:

@@ -1,0 +1,1 @@
+"""HTTP: validates, tokenizes, submits to the queue, and streams the token log back. Knows no torch."""

@@ -1,0 +1,1 @@
+"""Text to batches: corpora, prepared token files, windows."""

@@ -1,0 +1,1 @@
+"""Model families; each declares the state that decoding it needs."""

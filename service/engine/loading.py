@@ -1,0 +1,73 @@
+"""From a checkpoint folder to an engine: device, arithmetic, and how much memory keys and values get."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from service.config import EngineSettings
+from service.engine.engine import Engine
+from service.engine.paged_kv import PagedKV
+from service.engine.runner import ModelRunner
+from service.engine.state_pool import PagePool
+from service.errors import SettingError
+from training.checkpoint import load_checkpoint
+from training.devices import choose_device, choose_dtype
+from training.models.base import KVSpec
+from training.models.gpt import GPT
+from training.tokenizers.base import Tokenizer
+
+MEMORY_SHARE = 0.5
+"""Of the free memory that keys and values may take where no setting says how much."""
+
+
+def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
+    """Load a checkpoint and make an engine for it.
+
+    Raises:
+        CheckpointError: the folder is refused.
+        SettingError: the memory for keys and values does not hold one full context.
+    """
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    loaded = load_checkpoint(checkpoint, device=str(device), dtype=dtype)
+    return make_engine(loaded.model, loaded.tokenizer, settings)
+
+
+def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings) -> Engine:
+    """Make an engine for a model, on its device and in its dtype."""
+    weight = model.lm_head.weight
+    spec = model.state_spec
+    num_pages = _num_pages(spec, settings, weight.dtype, weight.device)
+    kv = PagedKV(spec, num_pages, settings.page_size, dtype=weight.dtype, device=weight.device)
+    return Engine(
+        ModelRunner(model.eval(), kv),
+        PagePool(num_pages, settings.page_size),
+        tokenizer,
+        max_context=spec.max_context,
+        max_num_seqs=settings.max_num_seqs,
+        max_step_tokens=settings.max_step_tokens,
+        device=weight.device,
+    )
+
+
+def _num_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> int:
+    page_bytes = PagedKV.page_bytes(spec, settings.page_size, dtype)
+    context_pages = -(-spec.max_context // settings.page_size)
+    if settings.kv_cache_mb is None:
+        within_memory = int(MEMORY_SHARE * _free_memory(device)) // page_bytes
+        return max(context_pages, min(context_pages * settings.max_num_seqs, within_memory))
+    num_pages = settings.kv_cache_mb * 2**20 // page_bytes
+    if num_pages < context_pages:
+        need_mb = -(-context_pages * page_bytes // 2**20)
+        raise SettingError(
+            f"kv_cache_mb = {settings.kv_cache_mb}: one context of {spec.max_context} tokens takes {need_mb} MiB; "
+            f"give at least that"
+        )
+    return num_pages
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

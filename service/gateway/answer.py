@@ -1,0 +1,61 @@
+"""The answer of `POST /generate` in one piece of JSON."""
+
+import msgspec
+from starlette.types import Receive
+
+from service.gateway.connection import run_while_connected
+from service.gateway.generation import Generation, Piece, Timings, Usage
+from service.protocol import FinishReason
+
+
+class AnsweredChoice(msgspec.Struct):
+    """One continuation."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = []
+    finish_reason: FinishReason | None = None
+    stop_reason: str | None = None
+    logprobs: None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The whole answer; with the same `seed` and `revision` the same request has it again."""
+
+    id: str
+    model: str
+    revision: str
+    seed: int
+    choices: list[AnsweredChoice]
+    usage: Usage
+    timings: Timings
+
+
+async def gather_answer(generation: Generation, receive: Receive) -> Answer:
+    """Wait for every choice.
+
+    Raises:
+        EngineFailure: a choice failed.
+        DeadlinePassed: the request's own deadline passed.
+        ClientDisconnect: the client went away; nothing is computed any more.
+    """
+    choices = [AnsweredChoice(index) for index in range(len(generation.choices))]
+
+    async def gather(piece: Piece) -> None:
+        choice = choices[piece.index]
+        choice.text += piece.text
+        choice.token_ids += piece.token_ids
+        if piece.end is not None:
+            choice.finish_reason = piece.end.finish_reason
+            choice.stop_reason = piece.end.stop_reason
+
+    await run_while_connected(generation.run(gather), receive)
+    return Answer(
+        id=generation.id,
+        model=generation.model,
+        revision=generation.revision,
+        seed=generation.seed,
+        choices=choices,
+        usage=generation.usage(),
+        timings=generation.timings(),
+    )

@@ -1,0 +1,106 @@
+"""The answer of `POST /generate` as server-sent events, one frame for whatever the queue has logged since the last."""
+
+import asyncio
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.errors import ServiceError
+from service.gateway.connection import run_while_connected
+from service.gateway.generation import Generation, Piece, Timings, Usage
+from service.gateway.responses import envelope
+from service.metrics import GatewayMetrics
+from service.protocol import FinishReason
+
+_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
+_DONE = b"data: [DONE]\n\n"
+_PING = b": ping\n\n"
+
+
+class Frame(msgspec.Struct):
+    """What came of one choice; its last frame has its reasons, the last of all what holds for the whole answer."""
+
+    id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | UnsetType | None = UNSET
+    usage: Usage | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
+    timings: Timings | UnsetType = UNSET
+
+
+class EventStream(Response):
+    """Sends every piece of `generation` as it comes. A stream that was cut has no `[DONE]`.
+
+    Args:
+        generation: Accepted; cancelled when the client goes away.
+        metrics: Counts a failure in mid-stream.
+        ping_s: Seconds of silence after which a comment is sent.
+    """
+
+    def __init__(self, generation: Generation, metrics: GatewayMetrics, ping_s: float) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers(_HEADERS)
+        self._generation = generation
+        self._metrics = metrics
+        self._ping_s = ping_s
+        self._turn = asyncio.Lock()  # a slow reader must not see the frames of several choices change their order
+        self._num_open = len(generation.choices)
+        self._num_tokens = 0
+        self._silent = True
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Send it.
+
+        Raises:
+            ClientDisconnect: the client went away; nothing is computed any more.
+        """
+        self._send = send
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await run_while_connected(self._stream(), receive)
+
+    async def _stream(self) -> None:
+        pings = asyncio.create_task(self._keep_pinging())
+        try:
+            await self._generation.run(self._deliver)
+        except ServiceError as error:
+            self._metrics.fail(error)
+            await self._write(b"data: %b\n\n" % envelope(error))
+        finally:
+            pings.cancel()
+        await self._write(_DONE, more=False)
+
+    async def _deliver(self, piece: Piece) -> None:
+        async with self._turn:
+            self._num_tokens += len(piece.token_ids)
+            frame = msgspec.json.encode(self._frame(piece))
+            await self._write(b"id: %b-%d\ndata: %b\n\n" % (self._generation.id.encode(), self._num_tokens, frame))
+
+    def _frame(self, piece: Piece) -> Frame:
+        frame = Frame(self._generation.id, piece.index, piece.text, piece.token_ids)
+        if piece.end is not None:
+            self._num_open -= 1
+            frame.finish_reason = piece.end.finish_reason
+            frame.stop_reason = piece.end.stop_reason
+            if self._num_open == 0:
+                frame.seed = self._generation.seed
+                frame.usage = self._generation.usage()
+                frame.timings = self._generation.timings()
+        return frame
+
+    async def _write(self, event: bytes, *, more: bool = True) -> None:
+        self._silent = False
+        await self._send({"type": "http.response.body", "body": event, "more_body": more})
+
+    async def _keep_pinging(self) -> None:
+        while True:
+            await asyncio.sleep(self._ping_s)
+            if self._silent:
+                await self._write(_PING)
+            self._silent = True

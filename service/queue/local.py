@@ -1,0 +1,277 @@
+"""The queue inside the gateway's event loop. Its worker verbs take a worker's id; `link` carries them to processes."""
+
+import asyncio
+import itertools
+import time
+from bisect import bisect_left, insort
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from service.config import QueueSettings
+from service.errors import NotFound, QueueFull
+from service.protocol import Claim, Emission, EmitStatus, End, QueueStats, Request, Update
+from service.queue.drain_rate import DrainRate
+from service.queue.entry import Entry
+
+RETRY_AFTER_S = (1.0, 60.0)
+"""Least and most that `QueueFull` asks a client to wait."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    models: dict[str, str]
+    lease_end: float
+    claims: dict[str, Entry] = field(default_factory=dict)
+
+
+class LocalQueue:
+    """A `GatewayQueue`, and for each worker's id the verbs of a `WorkerQueue`. Every call belongs in one event loop.
+
+    Args:
+        settings: Caps, lease, attempts.
+        clock: Seconds, Unix time; leases and deadlines go by it.
+    """
+
+    def __init__(self, settings: QueueSettings, clock: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}
+        self._lines: defaultdict[tuple[str, str], list[Entry]] = defaultdict(list)
+        self._waiting_tokens = 0
+        self._workers: dict[str, _Worker] = {}
+        self._ended: deque[tuple[float, str]] = deque()
+        self._arrivals = itertools.count()
+        self._work_came: set[asyncio.Event] = set()
+        self._drain = DrainRate()
+
+    # The gateway's face
+
+    async def submit(self, requests: Sequence[Request]) -> None:
+        """Accept all of `requests` or none; an id that is known already is left as it is.
+
+        Raises:
+            QueueFull: over the cap of requests or of tokens.
+        """
+        new = {request.id: request for request in requests if request.id not in self._entries}
+        self._require_room(new.values())
+        now = self._clock()
+        for request in new.values():
+            entry = Entry(request, submitted=now, arrival=next(self._arrivals))
+            self._entries[request.id] = entry
+            self._enqueue(entry)
+
+    def watch(self, request_id: str) -> AsyncIterator[Update]:
+        """Yield everything from the first token on, and at last the update with its `end`.
+
+        Raises:
+            NotFound: never submitted, or forgotten since it ended.
+        """
+        if request_id not in self._entries:
+            raise NotFound(f"no request '{request_id}': it was never submitted, or ended too long ago")
+        return self._entries[request_id].watch()
+
+    async def cancel(self, request_id: str) -> None:
+        """End a request: at once if it waits, else at its worker's next emission. Unknown or ended: no error."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.end is not None:
+            return
+        entry.cancelled = True
+        if entry.worker is None:
+            self._end_if_called_off(entry)
+
+    async def stats(self) -> QueueStats:
+        """Count what waits and runs."""
+        now = self._pass_time()
+        alive = [worker for worker in self._workers.values() if worker.lease_end > now]
+        return QueueStats(
+            waiting=self._num_waiting(),
+            running=self._num_running(),
+            waiting_tokens=self._waiting_tokens,
+            workers=len(alive),
+            drain_tokens_per_s=self._drain.tokens_per_s,
+            revisions=frozenset(revision for worker in alive for revision in worker.models.values()),
+        )
+
+    # The workers' verbs
+
+    def register(self, worker: str, models: dict[str, str]) -> None:
+        """Let `worker` claim requests of `models` (name → revision); what it held before goes to others."""
+        self.release(worker)
+        self._workers[worker] = _Worker(models, self._clock() + self._settings.lease_s)
+
+    async def claim(self, worker: str, max_requests: int, wait_s: float) -> list[Claim]:
+        """Take up to `max_requests`, oldest first; wait up to `wait_s` for the first. None to one without a lease."""
+        claims = self._take(worker, max_requests)
+        if claims or wait_s <= 0:
+            return claims
+        work_came = asyncio.Event()
+        self._work_came.add(work_came)
+        try:
+            async with asyncio.timeout(wait_s):
+                while not claims:
+                    await work_came.wait()
+                    work_came.clear()
+                    claims = self._take(worker, max_requests)
+        except TimeoutError:
+            pass
+        finally:
+            self._work_came.discard(work_came)
+        return claims
+
+    def emit(self, worker: str, emissions: Sequence[Emission]) -> list[EmitStatus]:
+        """Append one step's tokens and ends, one status each; renews the lease. A GAP takes the request back."""
+        self.renew(worker)
+        return [self._append(worker, emission) for emission in emissions]
+
+    def renew(self, worker: str) -> bool:
+        """Renew the lease; False when it was lost."""
+        holder = self._workers.get(worker)
+        if holder is None:
+            return False
+        holder.lease_end = self._clock() + self._settings.lease_s
+        return True
+
+    def release(self, worker: str) -> None:
+        """Hand everything claimed back to its old place, attempts unchanged; the worker claims no more."""
+        self._drop(worker, died=False)
+
+    def lose(self, worker: str) -> None:
+        """Take everything from a worker that is known to be dead."""
+        self._drop(worker, died=True)
+
+    def reap(self) -> None:
+        """Take back what overdue workers hold, end what waits past its deadline, forget what ended long ago."""
+        now = self._clock()
+        for name in [name for name, worker in self._workers.items() if worker.lease_end <= now]:
+            self.lose(name)
+        for entry in [entry for line in self._lines.values() for entry in line]:
+            self._end_if_called_off(entry)
+        while self._ended and self._ended[0][0] + self._settings.keep_ended_s <= now:
+            del self._entries[self._ended.popleft()[1]]
+
+    async def keep_reaping(self) -> None:
+        """Reap for ever, five times in a lease; not after a sleep of this very process, in which nobody could renew."""
+        while True:
+            before = self._clock()
+            await asyncio.sleep(self._settings.lease_s / 5)
+            if self._clock() - before < self._settings.lease_s:
+                self.reap()
+
+    # How a request moves
+
+    def _take(self, worker: str, max_requests: int) -> list[Claim]:
+        if not self.renew(worker):
+            return []
+        holder, now = self._workers[worker], self._pass_time()
+        claims: list[Claim] = []
+        while len(claims) < max_requests and (entry := self._oldest(holder.models)) is not None:
+            if not self._end_if_called_off(entry):
+                self._leave_line(entry)
+                holder.claims[entry.request.id] = entry
+                claims.append(entry.claim(worker, now))
+        return claims
+
+    def _append(self, worker: str, emission: Emission) -> EmitStatus:
+        entry = self._entries.get(emission.id)
+        if entry is None or entry.epoch != emission.epoch:
+            return EmitStatus.FENCED
+        if entry.worker != worker:
+            retried = emission.end is not None and emission.end == entry.end and entry.holds(emission)
+            return EmitStatus.OK if retried else EmitStatus.FENCED
+        if self._end_if_called_off(entry):
+            return EmitStatus.CANCEL
+        if emission.base == len(entry.log):
+            entry.append(emission.token_ids)
+            if emission.end is not None:
+                self._finish(entry, emission.end)
+            return EmitStatus.OK
+        if emission.end is None and entry.holds(emission):
+            return EmitStatus.OK
+        self._take_back(entry, died=True)
+        return EmitStatus.GAP
+
+    def _drop(self, worker: str, *, died: bool) -> None:
+        self._pass_time()
+        holder = self._workers.get(worker)
+        if holder is None:
+            return
+        for entry in list(holder.claims.values()):
+            self._take_back(entry, died=died)
+        del self._workers[worker]
+
+    def _take_back(self, entry: Entry, *, died: bool) -> None:
+        self._leave_worker(entry)
+        entry.take_back()
+        entry.attempts += died
+        self._enqueue(entry)
+        if not self._end_if_called_off(entry) and entry.attempts >= self._settings.max_attempts:
+            error = f"{entry.attempts} workers failed with this request: it is given up"
+            self._finish(entry, End(finish_reason="error", error=error))
+
+    def _end_if_called_off(self, entry: Entry) -> bool:
+        end = entry.called_off(self._clock())
+        if end is not None:
+            self._finish(entry, end)
+        return end is not None
+
+    def _finish(self, entry: Entry, end: End) -> None:
+        now = self._pass_time()
+        if entry.worker is None:
+            self._leave_line(entry)
+        else:
+            self._leave_worker(entry)
+            self._drain.add(entry.request.cost)
+        entry.finish(end, now)
+        self._ended.append((now, entry.request.id))
+
+    # Who waits where
+
+    def _enqueue(self, entry: Entry) -> None:
+        insort(self._line(entry), entry, key=_arrival)  # one that comes back is older than most: near the front
+        self._waiting_tokens += entry.request.cost
+        for work_came in self._work_came:
+            work_came.set()
+
+    def _leave_line(self, entry: Entry) -> None:
+        line = self._line(entry)
+        del line[bisect_left(line, entry.arrival, key=_arrival)]
+        self._waiting_tokens -= entry.request.cost
+
+    def _line(self, entry: Entry) -> list[Entry]:
+        return self._lines[entry.request.model, entry.request.revision]
+
+    def _leave_worker(self, entry: Entry) -> None:
+        if entry.worker is not None:
+            del self._workers[entry.worker].claims[entry.request.id]
+
+    def _oldest(self, models: dict[str, str]) -> Entry | None:
+        heads = [line[0] for served in models.items() if (line := self._lines.get(served))]
+        return min(heads, key=_arrival, default=None)
+
+    def _num_waiting(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def _num_running(self) -> int:
+        return sum(len(worker.claims) for worker in self._workers.values())
+
+    def _require_room(self, requests: Iterable[Request]) -> None:
+        costs = [request.cost for request in requests]
+        waiting, tokens = self._num_waiting(), self._waiting_tokens
+        deep = waiting + len(costs) > self._settings.max_queue_depth
+        if costs and (deep or tokens + sum(costs) > self._settings.max_queue_tokens):
+            self._pass_time()
+            rate = self._drain.tokens_per_s
+            least, most = RETRY_AFTER_S
+            retry_after_s = min(max(tokens / rate, least), most) if rate > 0 else least
+            message = f"the queue is full: {waiting} requests ({tokens} tokens) wait; retry in {retry_after_s:.0f} s"
+            raise QueueFull(message, retry_after_s=retry_after_s)
+
+    def _pass_time(self) -> float:
+        now = self._clock()
+        self._drain.advance(now, busy=self._num_running() > 0)
+        return now
+
+
+def _arrival(entry: Entry) -> int:
+    return entry.arrival

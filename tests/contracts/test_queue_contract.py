@@ -1,0 +1,314 @@
+"""What every home of the queue promises, case by case."""
+
+import threading
+
+import pytest
+
+from service.errors import NotFound, QueueFull
+from service.protocol import Emission, EmitStatus, End, QueueStats
+
+STOP = End(finish_reason="stop")
+OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
+
+
+def emission(claim, *token_ids, end=None, base=None):
+    at = len(claim.token_ids) if base is None else base
+    return Emission(id=claim.request.id, epoch=claim.epoch, base=at, token_ids=token_ids, end=end)
+
+
+def test_a_request_goes_in_and_its_tokens_come_out(home, make_request):
+    request = make_request("a")
+    home.submit(request)
+    watcher, worker = home.watch("a"), home.worker()
+    [claim] = worker.claim(8, 0)
+    assert (claim.request, claim.token_ids) == (request, ())
+    assert worker.emit([emission(claim, 1, 2)]) == [OK]
+    assert watcher.token_ids == [1, 2]
+    assert worker.emit([emission(claim, 3, end=STOP, base=2)]) == [OK]
+    assert watcher.to_end().end == STOP
+    assert watcher.token_ids == [1, 2, 3]
+
+
+def test_any_number_of_watchers_see_the_same_and_a_late_one_sees_all(home, make_request):
+    home.submit(make_request("a"))
+    worker = home.worker()
+    [claim] = worker.claim(1, 0)
+    early = home.watch("a")
+    worker.emit([emission(claim, 1, 2)])
+    middle = home.watch("a")
+    worker.emit([emission(claim, 3, end=STOP, base=2)])
+    late = home.watch("a")
+    for watcher in (early, middle, late):
+        assert watcher.to_end().end == STOP
+        assert watcher.token_ids == [1, 2, 3]
+
+
+def test_claims_are_oldest_first_and_only_of_the_models_and_revisions_registered(home, make_request):
+    home.submit(make_request("a"), make_request("other", model="big"), make_request("b"))
+    home.submit(make_request("former", revision="r0"), make_request("c"))
+    small, both = home.worker(), home.worker({"tiny": "r1", "big": "r1"})
+    assert [claim.request.id for claim in small.claim(1, 0)] == ["a"]
+    assert [claim.request.id for claim in both.claim(9, 0)] == ["other", "b", "c"]
+    assert home.stats().waiting == 1
+
+
+def test_a_waiting_claim_gets_what_is_submitted_meanwhile(home, make_request):
+    worker, claims = home.worker(), []
+    thread = threading.Thread(target=lambda: claims.extend(worker.claim(4, 20.0)))
+    thread.start()
+    home.submit(make_request("a"))
+    thread.join(20)
+    assert [claim.request.id for claim in claims] == ["a"]
+
+
+def test_a_waiting_claim_comes_back_empty(home):
+    assert home.worker().claim(4, 0.01) == []
+
+
+def test_a_worker_that_never_registered_gets_nothing(home, make_request):
+    home.submit(make_request("a"))
+    worker = home.connect()
+    assert worker.claim(1, 0.0) == []
+    assert not worker.renew()
+
+
+def test_the_same_id_again_is_no_second_request(home, make_request):
+    home.submit(make_request("a"), make_request("a"))
+    home.submit(make_request("a"))
+    worker = home.worker()
+    [claim] = worker.claim(9, 0)
+    worker.emit([emission(claim, end=STOP)])
+    home.submit(make_request("a"))
+    assert worker.claim(9, 0) == []
+    assert home.watch("a").to_end().end == STOP
+
+
+def test_submit_takes_all_or_none_and_says_when_to_retry(open_home, make_request):
+    with open_home(max_queue_depth=2) as home:
+        home.submit(make_request("a"))
+        with pytest.raises(QueueFull) as refused:
+            home.submit(make_request("b"), make_request("c"))
+        assert refused.value.retry_after_s >= 1
+        assert home.stats().waiting == 1
+        with pytest.raises(NotFound):
+            home.watch("b")
+        home.submit(make_request("a"))
+        home.submit(make_request("b"))
+
+
+def test_tokens_are_capped_too_and_room_comes_back(open_home, make_request):
+    with open_home(max_queue_tokens=20) as home:
+        home.submit(make_request("a"), make_request("b"))
+        assert home.stats().waiting_tokens == 16
+        with pytest.raises(QueueFull):
+            home.submit(make_request("c"))
+        home.cancel("a")
+        home.submit(make_request("c"))
+        assert home.stats().waiting_tokens == 16
+
+
+def test_retry_after_is_what_waits_by_the_measured_rate(open_home, make_request):
+    with open_home(max_queue_depth=4) as home:
+        worker = home.worker()
+        home.submit(make_request("a"))
+        [claim] = worker.claim(1, 0)
+        home.clock.now += 2.0
+        worker.emit([emission(claim, end=STOP)])
+        assert home.stats().drain_tokens_per_s == pytest.approx(4.0)
+        home.submit(*(make_request(f"w{i}") for i in range(4)))
+        with pytest.raises(QueueFull) as refused:
+            home.submit(make_request("z"))
+        assert refused.value.retry_after_s == pytest.approx(32 / 4)
+
+
+def test_a_retried_emission_is_ok_and_adds_nothing(home, make_request):
+    home.submit(make_request("a"))
+    worker, watcher = home.worker(), home.watch("a")
+    [claim] = worker.claim(1, 0)
+    first, last = emission(claim, 1, 2), emission(claim, 3, end=STOP, base=2)
+    assert [worker.emit([e]) for e in (first, first, last, last)] == [[OK]] * 4
+    watcher.to_end()
+    assert watcher.token_ids == [1, 2, 3]
+
+
+@pytest.mark.parametrize("base", [0, 1, 3])
+def test_a_contradiction_is_a_gap_and_another_goes_on_from_the_log(home, make_request, base):
+    home.submit(make_request("a"))
+    worker = home.worker()
+    [claim] = worker.claim(1, 0)
+    worker.emit([emission(claim, 1, 2)])
+    assert worker.emit([emission(claim, 9, base=base)]) == [GAP]
+    assert worker.emit([emission(claim, 3, base=2)]) == [FENCED]
+    [again] = worker.claim(1, 0)
+    assert again.token_ids == (1, 2)
+    assert again.epoch > claim.epoch
+
+
+def test_cancelled_while_waiting_it_ends_at_once(home, make_request):
+    home.submit(make_request("a"))
+    watcher = home.watch("a")
+    home.cancel("a")
+    assert watcher.to_end().end.finish_reason == "abort"
+    assert home.worker().claim(1, 0) == []
+
+
+def test_cancelled_while_running_it_ends_at_the_next_emission_which_adds_nothing(home, make_request):
+    home.submit(make_request("a"), make_request("b"))
+    worker, watcher = home.worker(), home.watch("a")
+    a, b = worker.claim(2, 0)
+    worker.emit([emission(a, 1), emission(b, 1)])
+    home.cancel("a")
+    assert worker.emit([emission(a, base=1), emission(b, 2, base=1)]) == [CANCEL, OK]
+    assert watcher.to_end().end.finish_reason == "abort"
+    assert watcher.token_ids == [1]
+    assert worker.emit([emission(a, 2, base=1)]) == [FENCED]
+
+
+def test_cancel_of_an_unknown_or_ended_request_is_no_error(home, make_request):
+    home.cancel("nobody")
+    home.submit(make_request("a"))
+    worker = home.worker()
+    [claim] = worker.claim(1, 0)
+    worker.emit([emission(claim, end=STOP)])
+    home.cancel("a")
+    assert home.watch("a").to_end().end == STOP
+
+
+def test_past_its_deadline_a_request_is_not_computed(home, make_request):
+    home.submit(make_request("a", deadline=home.clock.now + 1))
+    watcher = home.watch("a")
+    home.clock.now += 1
+    assert home.worker().claim(1, 0) == []
+    assert watcher.to_end().end.deadline_passed
+
+
+def test_past_its_deadline_a_request_ends_even_with_no_worker(home, make_request):
+    home.submit(make_request("a", deadline=home.clock.now + 1))
+    watcher = home.watch("a")
+    home.clock.now += 1
+    home.reap()
+    assert watcher.to_end().end.deadline_passed
+
+
+def test_past_its_deadline_a_running_request_is_called_off(home, make_request):
+    home.submit(make_request("a", deadline=home.clock.now + 1))
+    worker, watcher = home.worker(), home.watch("a")
+    [claim] = worker.claim(1, 0)
+    home.clock.now += 1
+    assert worker.emit([emission(claim, 1, end=STOP)]) == [CANCEL]
+    end = watcher.to_end().end
+    assert (end.finish_reason, end.deadline_passed) == ("abort", True)
+    assert watcher.token_ids == []
+
+
+def test_a_dead_workers_requests_go_on_with_the_next_from_where_the_log_ends(home, make_request):
+    home.submit(make_request("a"), make_request("b"))
+    doomed, watcher = home.worker(), home.watch("a")
+    a, _ = doomed.claim(2, 0)
+    doomed.emit([emission(a, 1, 2)])
+    home.submit(make_request("c"))
+    home.kill(doomed)
+    heir = home.worker()
+    claims = heir.claim(9, 0)
+    assert [(claim.request.id, claim.token_ids) for claim in claims] == [("a", (1, 2)), ("b", ()), ("c", ())]
+    assert claims[0].epoch > a.epoch
+    assert heir.emit([emission(claims[0], 3, end=STOP)]) == [OK]
+    watcher.to_end()
+    assert watcher.token_ids == [1, 2, 3]
+
+
+def test_a_silent_worker_loses_its_lease_and_what_it_still_writes_is_fenced(home, make_request):
+    home.submit(make_request("a"))
+    paused, heir = home.worker(), home.worker()
+    [claim] = paused.claim(1, 0)
+    home.clock.now += home.settings.lease_s / 2
+    assert heir.renew()
+    home.clock.now += home.settings.lease_s / 2
+    home.reap()
+    assert home.stats().workers == 1
+    assert paused.emit([emission(claim, 666)]) == [FENCED]
+    assert not paused.renew()
+    assert paused.claim(1, 0) == []
+    [again] = heir.claim(1, 0)
+    assert again.token_ids == ()
+    assert paused.emit([emission(again, 666)]) == [FENCED]
+
+
+@pytest.mark.parametrize("verb", ["renew", "emit", "claim"])
+def test_every_word_of_a_worker_renews_its_lease(home, verb):
+    worker = home.worker()
+    for _ in range(3):
+        home.clock.now += home.settings.lease_s * 0.9
+        {"renew": worker.renew, "emit": lambda: worker.emit([]), "claim": lambda: worker.claim(1, 0)}[verb]()
+        home.reap()
+    assert worker.renew()
+
+
+def test_released_requests_keep_their_place_their_tokens_and_their_attempts(open_home, make_request):
+    with open_home(max_attempts=1) as home:
+        home.submit(make_request("a"), make_request("b"))
+        for num_logged in range(3):
+            worker = home.worker()
+            claims = worker.claim(9, 0)
+            assert [claim.request.id for claim in claims] == ["a", "b"]
+            assert len(claims[0].token_ids) == num_logged
+            worker.emit([emission(claims[0], num_logged)])
+            worker.release()
+            assert worker.emit([emission(claims[0], 9, base=num_logged + 1)]) == [FENCED]
+            assert worker.claim(9, 0) == []
+        assert home.stats().waiting == 2
+
+
+def test_a_request_that_outlives_no_worker_fails(home, make_request):
+    home.submit(make_request("poison"))
+    watcher = home.watch("poison")
+    for _ in range(home.settings.max_attempts):
+        worker = home.worker()
+        [claim] = worker.claim(1, 0)
+        worker.emit([emission(claim, 1)])
+        home.kill(worker)
+    end = watcher.to_end().end
+    assert end.finish_reason == "error"
+    assert str(home.settings.max_attempts) in end.error
+    assert watcher.token_ids == [1] * home.settings.max_attempts
+    assert home.worker().claim(1, 0) == []
+
+
+def test_cancelled_and_orphaned_it_ends_without_another_worker(home, make_request):
+    home.submit(make_request("a"))
+    worker, watcher = home.worker(), home.watch("a")
+    worker.claim(1, 0)
+    home.cancel("a")
+    home.kill(worker)
+    assert watcher.to_end().end.finish_reason == "abort"
+
+
+def test_an_ended_request_is_forgotten_in_time_and_the_memory_with_it(home, make_request):
+    for i in range(20):
+        home.submit(make_request(f"r{i}"))
+        home.cancel(f"r{i}")
+    home.watch("r0").to_end()
+    home.clock.now += home.settings.keep_ended_s
+    home.reap()
+    with pytest.raises(NotFound):
+        home.watch("r0")
+    home.submit(make_request("r0"))
+    assert home.stats().waiting == 1
+
+
+def test_the_end_tells_how_long_it_was_queued(home, make_request):
+    home.submit(make_request("a"))
+    home.clock.now += 0.25
+    worker, watcher = home.worker(), home.watch("a")
+    [claim] = worker.claim(1, 0)
+    home.clock.now += 1
+    worker.emit([emission(claim, 1, end=STOP)])
+    assert watcher.to_end().queued_s == pytest.approx(0.25)
+
+
+def test_stats_count_what_waits_and_runs(home, make_request):
+    home.submit(*(make_request(f"r{i}") for i in range(5)))
+    home.worker().claim(2, 0)
+    assert home.stats() == QueueStats(
+        waiting=3, running=2, waiting_tokens=24, workers=1, drain_tokens_per_s=0.0, revisions=frozenset({"r1"})
+    )

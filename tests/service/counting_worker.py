@@ -1,0 +1,79 @@
+"""A worker process whose engine counts instead of computing; each step waits for a line on standard input.
+
+A line is `step`, `raise`, `hang`, or `free`: from there on steps wait for nothing. Each step prints the ids it served.
+"""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.config import WorkerSettings, parse_settings
+from service.protocol import Claim, End
+from service.queue.link import LinkQueue
+from service.worker import Worker, run_until_stopped
+
+
+@dataclass
+class Output:
+    id: str
+    token_ids: tuple[int, ...]
+    end: End | None
+
+
+class CountingEngine:
+    """Draws token i of a request as a function of its seed and i, like the real one."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self._max_num_seqs = max_num_seqs
+        self._claims: dict[str, Claim] = {}
+        self._lengths: dict[str, int] = {}
+        self._free = False
+
+    def add(self, claim: Claim) -> None:
+        self._claims[claim.request.id] = claim
+        self._lengths[claim.request.id] = len(claim.token_ids)
+
+    def abort(self, request_id: str) -> None:
+        self._claims.pop(request_id, None)
+
+    def step(self) -> list[Output]:
+        self._wait()
+        sys.stdout.write(" ".join(self._claims) + "\n")
+        sys.stdout.flush()
+        return [self._advance(claim) for claim in list(self._claims.values())]
+
+    @property
+    def room(self) -> int:
+        return self._max_num_seqs - len(self._claims)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._claims)
+
+    def _wait(self) -> None:
+        order = "free" if self._free else sys.stdin.readline().strip()
+        self._free = order == "free"
+        if order == "raise":
+            raise RuntimeError(f"cannot count {[claim.request.token_ids for claim in self._claims.values()]}")
+        if order == "hang":
+            time.sleep(1e6)
+
+    def _advance(self, claim: Claim) -> Output:
+        params = claim.request.params
+        index = self._lengths[claim.request.id]
+        self._lengths[claim.request.id] += 1
+        over = index + 1 == params.max_tokens
+        if over:
+            self.abort(claim.request.id)
+        token_id = (params.seed * 1_000_003 + index * 7919) % 2**31
+        return Output(claim.request.id, (token_id,), End(finish_reason="length") if over else None)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    path, *options = sys.argv[1:]
+    settings = parse_settings(WorkerSettings, {key: float(value) for key, value in (o.split("=") for o in options)})
+    worker = Worker(LinkQueue(Path(path), 20.0), CountingEngine(4), {"tiny": "r1"}, settings)
+    sys.exit(run_until_stopped(worker))

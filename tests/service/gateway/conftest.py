@@ -1,0 +1,166 @@
+"""The gateway on a real port with a real queue; only the engine is a script, so that every token is known."""
+
+import asyncio
+import contextlib
+import queue
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.config import GatewaySettings, QueueSettings
+from service.detokenizer import TextStream
+from service.gateway.admission import ServedModel
+from service.gateway.app import create_app
+from service.gateway.server import GatewayServer, make_server
+from service.protocol import Claim, Emission, EmitStatus, End, FinishReason
+from service.queue.local import LocalQueue
+from training.tokenizers.bpe import BpeTokenizer
+
+REPLY = "né 🦜 and on it goes.\nAct II, in which nothing happens at all. "
+CONTEXT = 256
+TOKENIZER = BpeTokenizer([])  # a token is a byte
+MODEL = ServedModel(
+    name="tiny", revision="sha256:0", tokenizer=TOKENIZER, context_length=CONTEXT, vocab_size=TOKENIZER.vocab_size
+)
+
+
+class ScriptedEngine:
+    """A worker inside the gateway's loop: one token of `REPLY` a step, `choice` tokens further in for each choice.
+
+    What a prompt starts with chooses another script: `fail` ends in an error after three tokens, `endless` goes on
+    until it is cancelled, `mute` is claimed and never answered.
+    """
+
+    def __init__(self, home: LocalQueue) -> None:
+        self.claimed: queue.Queue[Claim] = queue.Queue()
+        self.cancelled: queue.Queue[str] = queue.Queue()
+        self._home = home
+
+    async def run(self, worker: str = "w") -> None:
+        self._home.register(worker, {MODEL.name: MODEL.revision})
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for claim in await self._home.claim(worker, 64, wait_s=0.2):
+                    self.claimed.put(claim)
+                    group.create_task(self._answer(worker, claim))
+
+    async def _answer(self, worker: str, claim: Claim) -> None:
+        base = 0
+        for token_ids, end in self._script(claim):
+            emission = Emission(id=claim.request.id, epoch=claim.epoch, base=base, token_ids=token_ids, end=end)
+            status = self._home.emit(worker, [emission])[0]
+            if status is not EmitStatus.OK:
+                self.cancelled.put(claim.request.id)
+                return
+            base += len(token_ids)
+            await asyncio.sleep(0 if token_ids else 0.01)
+
+    def _script(self, claim: Claim) -> Iterator[tuple[tuple[int, ...], End | None]]:
+        prompt = TOKENIZER.decode(claim.request.token_ids)
+        reply = (TOKENIZER.encode(REPLY) * 20)[claim.request.params.choice :]
+        if prompt.startswith("mute"):
+            while True:
+                yield (), None
+        if prompt.startswith("endless"):
+            while True:
+                yield tuple(reply[:8]), None
+        if prompt.startswith("fail"):
+            yield tuple(reply[:3]), None
+            yield (), End(finish_reason="error", error="the engine failed: NaN in the logits")
+            return
+        yield from self._reply(claim, reply)
+
+    def _reply(self, claim: Claim, reply: list[int]) -> Iterator[tuple[tuple[int, ...], End | None]]:
+        params = claim.request.params
+        text = TextStream(TOKENIZER, params.stop)
+        for count, token_id in enumerate(reply[: params.max_tokens], 1):
+            text.push([token_id])
+            reason: FinishReason | None = "length" if count == params.max_tokens else None
+            reason = "stop" if text.stopped is not None else reason
+            end = End(finish_reason=reason, stop_reason=text.stopped, prefill_s=0.25, decode_s=0.5) if reason else None
+            yield (token_id,), end
+            if end is not None:
+                return
+
+
+@dataclass
+class Gateway:
+    """A running gateway and what a test may ask of it."""
+
+    port: int
+    client: httpx.Client
+    app: FastAPI
+    server: GatewayServer
+    engine: ScriptedEngine
+    loop: asyncio.AbstractEventLoop = field(repr=False)
+
+    def generate(self, **body: object) -> httpx.Response:
+        return self.client.post("/generate", json=body)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Run `function` in the gateway's loop."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (function(), done.set()))
+        assert done.wait(20)
+
+
+StartGateway = Callable[..., AbstractContextManager[Gateway]]
+
+
+@contextlib.contextmanager
+def run_gateway(
+    *, with_worker: bool = True, queue_settings: QueueSettings | None = None, **settings: object
+) -> Iterator[Gateway]:
+    home = LocalQueue(queue_settings or QueueSettings())
+    engine = ScriptedEngine(home)
+    started: queue.Queue[asyncio.AbstractEventLoop] = queue.Queue()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(home.keep_reaping())]
+        if with_worker:
+            tasks.append(asyncio.create_task(engine.run()))
+        started.put(asyncio.get_running_loop())
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    limits = GatewaySettings(**settings).replace(drain_s=1)
+    app = create_app(home, [MODEL], limits, lifespan=lifespan)
+    server = make_server(app, limits)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    loop = started.get(timeout=30)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        if with_worker:
+            while client.get("/readyz").status_code != 200:
+                pass
+        yield Gateway(port, client, app, server, engine, loop)
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def start_gateway() -> StartGateway:
+    """Start a gateway with settings of one's own."""
+    return run_gateway
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    """Return a gateway with the settings by default."""
+    with run_gateway() as running:
+        yield running

@@ -1,0 +1,141 @@
+"""A decoder-only transformer: one definition for training, prefill and decode.
+
+Parameters carry the names of Hugging Face's Qwen3, so a state dict of the default layout loads there as it is.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.config import ModelConfig
+from training.models.attention import CausalSelfAttention, rotary_table
+from training.models.base import DecodeState, KVSpec
+from training.models.norms import make_norm
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202), or GPT-2's two layers with GELU in between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        if self.gated:
+            self.gate_proj = nn.Linear(config.n_embd, config.hidden_width, bias=config.bias)
+        self.up_proj = nn.Linear(config.n_embd, config.hidden_width, bias=config.bias)
+        self.down_proj = nn.Linear(config.hidden_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, T, C)` to `(B, T, C)`."""
+        up = self.up_proj(x)  # (B, T, F)
+        hidden = F.silu(self.gate_proj(x)) * up if self.gated else F.gelu(up, approximate="tanh")
+        return self.down_proj(hidden)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalized before and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = CausalSelfAttention(config, layer)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state: DecodeState | None) -> Tensor:
+        """Map `(B, T, C)` to `(B, T, C)`."""
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, state))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.embed_positions = nn.Embedding(config.context_length, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config)
+
+    def forward(self, token_ids: Tensor, state: DecodeState | None) -> Tensor:
+        """Map `(B, T)` to `(B, T, C)`."""
+        config = self.config
+        positions = torch.arange(token_ids.size(1), device=token_ids.device) if state is None else state.positions()
+        x = self.embed_tokens(token_ids)  # (B, T, C)
+        rotary = None
+        if config.position == "learned":
+            x = x + self.embed_positions(positions)
+        else:
+            rotary = rotary_table(positions, config.head_width, config.rope_theta)
+        x = self.dropout(x)
+        for block in self.layers:
+            x = block(x, rotary, state)
+        return self.norm(x)
+
+
+class GPT(nn.Module):
+    """A mini-GPT.
+
+    Args:
+        config: Its shape; `vocab_size` must be set.
+        generator: Source of the initial weights; None: torch's own.
+    """
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self._initialize(generator)
+
+    @property
+    def state_spec(self) -> KVSpec:
+        """What of the past the model needs kept."""
+        config = self.config
+        return KVSpec(
+            n_layer=config.n_layer,
+            n_kv_head=config.kv_heads,
+            head_dim=config.head_width,
+            max_context=config.context_length,
+        )
+
+    def hidden(self, token_ids: Tensor, state: DecodeState | None = None) -> Tensor:
+        """Return what the head reads, `(B, T)` int64 to `(B, T, C)`."""
+        return self.model(token_ids, state)
+
+    def forward(self, token_ids: Tensor, state: DecodeState | None = None) -> Tensor:
+        """Return the logits of the next token at each position.
+
+        Args:
+            token_ids: `(B, T)` int64, 0 ≤ id < vocab_size.
+            state: The rows' past; None: each row starts at position 0.
+
+        Returns:
+            `(B, T, V)`.
+        """
+        return self.lm_head(self.hidden(token_ids, state))
+
+    @torch.no_grad()
+    def _initialize(self, generator: torch.Generator | None) -> None:
+        """Draw weights so that every branch starts at zero and every product keeps its scale.
+
+        Source: zero-initialized output projections, Goyal et al. 2017 (arXiv 1706.02677), section 5.1.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith(("bias", "o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            elif name == "lm_head.weight" or (self.config.tie_embeddings and "embed" in name):
+                parameter.normal_(0.0, 0.02, generator=generator)
+            elif "embed" in name:
+                parameter.normal_(0.0, 0.5, generator=generator)
+            elif parameter.dim() == 2:
+                bound = math.sqrt(3.0 / parameter.size(1))
+                parameter.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,141 @@
+"""Which optimizer moves which weight, how its rate follows the budget, and the average that is kept."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from training.config import OptimConfig
+
+NEWTON_SCHULZ_STEPS = 3
+"""Enough here: two more change the loss by less than the noise between seeds and cost as much again."""
+
+
+def schedule(config: OptimConfig, progress: float) -> float:
+    """Return the share of the peak learning rate at `progress` of the budget.
+
+    Args:
+        config: Shares of warm-up and decay.
+        progress: 0 at the first step, 1 at the end of the budget.
+    """
+    if progress < config.warmup_fraction:
+        return max(progress, 0.01 * config.warmup_fraction) / config.warmup_fraction
+    if config.decay_fraction == 0:
+        return 1.0
+    left = min(1.0, max(0.0, (1.0 - progress) / config.decay_fraction))  # 1 before the decay, 0 at the end
+    if config.decay_shape == "cosine":
+        left = 0.5 - 0.5 * float(torch.cos(torch.tensor(left * torch.pi, dtype=torch.float64)))
+    return config.final_lr_fraction + (1.0 - config.final_lr_fraction) * left
+
+
+class Optimizer:
+    """AdamW for embeddings, head, norms and biases; Muon or AdamW for the hidden matrices.
+
+    Args:
+        model: Whose parameters to move.
+        config: Rates, decay, momentum.
+
+    Source: Muon, Jordan et al. 2024 (kellerjordan.github.io/posts/muon); AdamW, Loshchilov and Hutter 2019
+    (arXiv 1711.05101).
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        self.config = config
+        self._named = dict(model.named_parameters())  # tied weights once
+        groups: dict[str, list[Tensor]] = {"matrix": [], "embed": [], "head": [], "other": []}
+        for name, parameter in self._named.items():
+            groups[_kind(name, parameter)].append(parameter)
+        adamw = [
+            {
+                "params": groups[kind],
+                "lr": getattr(config, f"{kind}_lr"),
+                "weight_decay": 0.0 if kind == "other" else config.weight_decay,
+            }
+            for kind in groups
+            if groups[kind] and not (kind == "matrix" and config.matrices == "muon")
+        ]
+        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, betas=config.betas, fused=True)]
+        if config.matrices == "muon" and groups["matrix"]:
+            muon = torch.optim.Muon(
+                groups["matrix"],
+                lr=config.matrix_lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                ns_steps=NEWTON_SCHULZ_STEPS,
+            )
+            self._optimizers.append(muon)
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
+
+    def step(self, progress: float) -> float:
+        """Clip the gradient, move the weights at the rate of `progress`, forget the gradient; return its norm."""
+        limit = self.config.grad_clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self._named.values(), limit)
+        factor = schedule(self.config, progress)
+        for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(norm)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return everything the next step depends on, as `parameter name/key` → tensor."""
+        return {
+            f"{name}/{key}": value
+            for name, parameter, optimizer in self._owners()
+            for key, value in optimizer.state[parameter].items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state_tensors` returned; nothing of an earlier state remains."""
+        for name, parameter, optimizer in self._owners():
+            prefix = f"{name}/"
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+            }
+
+    def _owners(self) -> Iterator[tuple[str, Tensor, torch.optim.Optimizer]]:
+        names = {id(parameter): name for name, parameter in self._named.items()}
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    yield names[id(parameter)], parameter, optimizer
+
+
+def _kind(name: str, parameter: Tensor) -> str:
+    if "embed" in name:
+        return "embed"
+    if name.startswith("lm_head"):
+        return "head"
+    return "matrix" if parameter.dim() == 2 else "other"
+
+
+class Average:
+    """An exponential moving average of the weights.
+
+    Args:
+        model: Whose weights to follow.
+        decay: Share of the old average kept at each step; early steps keep less, so that the start is forgotten.
+
+    Source: Polyak and Juditsky 1992, SIAM Journal on Control and Optimization 30.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Follow the weights after `step` steps."""
+        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in model.named_parameters():
+            self.weights[name].lerp_(tensor, weight)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights and the average; twice is nothing."""
+        for name, tensor in model.named_parameters():
+            average = self.weights[name]
+            kept = tensor.clone()
+            tensor.copy_(average)
+            average.copy_(kept)
