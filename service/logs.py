@@ -1,4 +1,7 @@
-"""Logs on standard error: a readable line, or a JSON object a line. Never a prompt: of an exception, only kind and place."""
+"""Logs on standard error: readable lines, or a JSON object a line.
+
+Never a prompt: of an exception only its kind and its place are written, for its message may quote one.
+"""
 
 import logging
 import sys
@@ -35,7 +38,7 @@ class PlainFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
-        """Return the kind of an exception and where it came up; its message may quote a prompt."""
+        """Return the kind of an exception and where it came up."""
         kind, _, trace = ei
         return "".join([*traceback.format_tb(trace), kind.__name__ if kind else ""])
 

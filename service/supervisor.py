@@ -55,8 +55,10 @@ class Supervisor:
         while True:
             began = self._clock()
             status = await self._run_once(name, command)
-            if status == EXIT_REFUSED or self._stopping.is_set():
-                return status if status == EXIT_REFUSED else 0
+            if status == EXIT_REFUSED:
+                return status
+            if self._stopping.is_set():
+                return 0
             lived_s = self._clock() - began
             delay_s = FIRST_DELAY_S if lived_s >= STEADY_S else delay_s
             logger.warning("%s %s after %.0f s: next start in %.1f s", name, _describe(status), lived_s, delay_s)

@@ -93,7 +93,7 @@ class Worker:
         engine: What computes.
         models: What it serves, name → revision.
         settings: Lease, drain, waits.
-        on_step: Told of each step: its seconds, and the number of requests held.
+        on_step: Told of each step: its seconds.
         clock: Seconds, monotonic.
     """
 
@@ -104,7 +104,7 @@ class Worker:
         models: dict[str, str],
         settings: WorkerSettings,
         *,
-        on_step: Callable[[float, int], None] = lambda _seconds, _num_requests: None,
+        on_step: Callable[[float], None] = lambda _seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
@@ -158,7 +158,7 @@ class Worker:
                 held.unsent += output.token_ids
                 held.end = output.end
         self._step_began = None
-        self._on_step(self._clock() - began, len(self._held))
+        self._on_step(self._clock() - began)
 
     def _start_exchange(self, link: ThreadPoolExecutor) -> Future[Exchange]:
         room = 0 if self.is_stopping else self._engine.room

@@ -34,11 +34,13 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
     return make_engine(loaded.model, loaded.tokenizer, settings)
 
 
-def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings) -> Engine:
-    """Make an engine for a model, on its device and in its dtype."""
+def make_engine(
+    model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, num_pages: int | None = None
+) -> Engine:
+    """Make an engine for a model, on its device and in its dtype; `num_pages` instead of what the settings come to."""
     weight = model.lm_head.weight
     spec = model.state_spec
-    num_pages = _num_pages(spec, settings, weight.dtype, weight.device)
+    num_pages = num_pages or _num_pages(spec, settings, weight.dtype, weight.device)
     kv = PagedKV(spec, num_pages, settings.page_size, dtype=weight.dtype, device=weight.device)
     return Engine(
         ModelRunner(model.eval(), kv),

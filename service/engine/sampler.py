@@ -35,6 +35,7 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, sequences: Ordered[Sequence], banned: Tensor) -> list[int | None]:
     """Draw the next token of each sequence.
 

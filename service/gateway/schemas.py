@@ -1,4 +1,4 @@
-"""What a body must look like. Types are strict, unknown fields refused, and an answer never quotes what was sent."""
+"""What a body must look like. Types are strict, unknown fields refused, and no error quotes a value that was sent."""
 
 import difflib
 import json
@@ -14,8 +14,10 @@ MAX_CHOICES = 16
 MAX_STOP = 8
 MAX_STOP_CHARS = 64
 MAX_LOGIT_BIAS = 300
+MIN_TEMPERATURE = 1e-4
+"""Under it the likeliest token has all the probability there is, and a division by it could overflow."""
 _NOT_OFFERED = frozenset({"logprobs", "priority", "regex", "json_schema"})
-_TOKEN_ID = r"^(0|[1-9][0-9]{0,8})$"
+_ID_PATTERN = r"^(0|[1-9][0-9]{0,8})$"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 
@@ -27,10 +29,14 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _token_id(key: str) -> str:
-    if not re.fullmatch(_TOKEN_ID, key):
+def _id_key(key: str) -> str:
+    if not re.fullmatch(_ID_PATTERN, key):
         raise ValueError('its keys are token ids, e.g. {"17": -100}')
     return key
+
+
+def _temper(temperature: float) -> float:
+    return temperature if temperature >= MIN_TEMPERATURE else 0.0
 
 
 def _as_list(value: object) -> object:
@@ -44,7 +50,7 @@ StopStrings = Annotated[
     Field(max_length=MAX_STOP),
     BeforeValidator(_as_list, json_schema_input_type=StopString | list[StopString]),
 ]
-TokenIdKey = Annotated[str, AfterValidator(_token_id), WithJsonSchema({"type": "string", "pattern": _TOKEN_ID})]
+IdKey = Annotated[str, AfterValidator(_id_key), WithJsonSchema({"type": "string", "pattern": _ID_PATTERN})]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -61,7 +67,7 @@ class GenerateBody(BaseModel):
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None, description="Tokens to generate at most; by default 128, or as many as the context still holds."
     )
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(
+    temperature: Annotated[float, Field(ge=0, le=100), AfterValidator(_temper)] | None = Field(
         None, description="0: always the likeliest token."
     )
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(None, description="0: no limit.")
@@ -70,7 +76,7 @@ class GenerateBody(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_LOGIT_BIAS)] | None = Field(
+    logit_bias: Annotated[dict[IdKey, Bias], Field(max_length=MAX_LOGIT_BIAS)] | None = Field(
         None, description="Token id → what is added to its logit."
     )
     stop: StopStrings | None = Field(None, description="The text ends before the first of these.")

@@ -1,4 +1,4 @@
-"""Where the text comes from: a known corpus, a file, a folder. Nothing here changes a character of it."""
+"""Where the text comes from: a known corpus, a file, a folder. Nothing but a byte order mark is taken from it."""
 
 import hashlib
 import os
@@ -123,11 +123,16 @@ def _fetch_tinyshakespeare(cache_dir: Path) -> Path:
             known_hash=f"sha256:{TINYSHAKESPEARE_SHA256}",
             fname=f"{TINYSHAKESPEARE}.txt",
             path=cache_dir / "corpora",
+            downloader=pooch.HTTPDownloader(stream=False),  # it would leave a stream open when it fails
         )
-    except PermissionError as error:
-        raise CorpusError(f"{cache_dir}: no permission to keep the download: set MINIGPT_CACHE to a folder") from error
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; pooch's wrong hash is a ValueError
-        wrong = "cannot be fetched" if isinstance(error, OSError) else "holds another text than expected"
-        remedy = f"give a text with --data FILE, or --set data.corpus={PYDOC_TOPICS}"
-        raise CorpusError(f"{TINYSHAKESPEARE_URL}: {wrong}: {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise CorpusError(_explain_download(error, cache_dir)) from error
     return Path(file)
+
+
+def _explain_download(error: OSError | ValueError, cache_dir: Path) -> str:
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno):
+        return f"{cache_dir}: cannot keep a download: {error.strerror or error}: set MINIGPT_CACHE to a folder"
+    # What is left are requests' errors, OSErrors without a number, and pooch's ValueError.
+    reason = "cannot be fetched" if isinstance(error, OSError) else "holds another text than expected"
+    return f"{TINYSHAKESPEARE_URL}: {reason}: give a text with --data FILE, or --set data.corpus={PYDOC_TOPICS}"

@@ -127,8 +127,8 @@ def _write(prepared: PreparedData, recipe: DataConfig, folder: Path) -> None:
             validation_bytes=prepared.validation_bytes,
         )
         (new / MANIFEST).write_bytes(msgspec.json.encode(manifest))
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another run has just put the same files there
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged, or another run's that holds the same
+        with contextlib.suppress(OSError):  # another run was quicker
             new.rename(folder)
 
 
@@ -137,16 +137,15 @@ def _open(folder: Path, recipe: DataConfig) -> PreparedData | None:
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=PreparedManifest)
         intact = all(sha256_of(folder / name) == manifest.files.get(name) for name in (TRAIN, VALIDATION, TOKENIZER))
-        tokenizer = load_tokenizer(folder / TOKENIZER)
+        if not intact or (manifest.format_version, manifest.recipe) != (FORMAT_VERSION, recipe):
+            return None
+        return PreparedData(
+            tokenizer=load_tokenizer(folder / TOKENIZER),
+            corpus_sha256=recipe.corpus,
+            train=np.memmap(folder / TRAIN, UINT16, "r"),
+            validation=np.memmap(folder / VALIDATION, UINT16, "r"),
+            validation_chars=manifest.validation_chars,
+            validation_bytes=manifest.validation_bytes,
+        )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, TokenizerError):
         return None
-    if not intact or (manifest.format_version, manifest.recipe) != (FORMAT_VERSION, recipe):
-        return None
-    return PreparedData(
-        tokenizer=tokenizer,
-        corpus_sha256=recipe.corpus,
-        train=np.memmap(folder / TRAIN, UINT16, "r"),
-        validation=np.memmap(folder / VALIDATION, UINT16, "r"),
-        validation_chars=manifest.validation_chars,
-        validation_bytes=manifest.validation_bytes,
-    )

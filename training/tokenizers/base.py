@@ -39,10 +39,18 @@ class Tokenizer(Protocol):
         """Return the same ids as `encode`, as an array, for a whole corpus."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the UTF-8 bytes of one token, possibly part of a character; empty for `END_OF_TEXT`."""
+        """Return the UTF-8 bytes of one token, possibly part of a character; empty for `END_OF_TEXT`.
+
+        Raises:
+            TokenizerError: no such id.
+        """
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of `token_ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `token_ids`; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizerError: no such id.
+        """
 
     def save(self, path: Path) -> None:
         """Write a Hugging Face `tokenizer.json` to `path`."""

@@ -5,7 +5,7 @@ import contextlib
 import queue
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from service.detokenizer import TextStream
 from service.gateway.admission import ServedModel
 from service.gateway.app import create_app
 from service.gateway.server import GatewayServer, make_server
-from service.protocol import Claim, Emission, EmitStatus, End, FinishReason
+from service.protocol import Claim, Emission, EmitStatus, End, FinishReason, Request
 from service.queue.local import LocalQueue
 from training.tokenizers.bpe import BpeTokenizer
 
@@ -41,6 +41,21 @@ class ScriptedEngine:
         self.claimed: queue.Queue[Claim] = queue.Queue()
         self.cancelled: queue.Queue[str] = queue.Queue()
         self._home = home
+
+    def wait_for_claims(self, prompt: str, count: int = 1) -> dict[str, Request]:
+        """Return the sequences of `prompt`, by id, once `count` of them are claimed."""
+        found: dict[str, Request] = {}
+        while len(found) < count:
+            request = self.claimed.get(timeout=20).request
+            if TOKENIZER.decode(request.token_ids) == prompt:
+                found[request.id] = request
+        return found
+
+    def wait_for_cancels(self, ids: Iterable[str]) -> None:
+        """Return once all of `ids` are cancelled."""
+        missing = set(ids)
+        while missing:
+            missing.discard(self.cancelled.get(timeout=60))
 
     async def run(self, worker: str = "w") -> None:
         self._home.register(worker, {MODEL.name: MODEL.revision})
@@ -142,14 +157,15 @@ def run_gateway(
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    loop = started.get(timeout=30)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-        if with_worker:
-            while client.get("/readyz").status_code != 200:
+    try:
+        loop = started.get(timeout=30)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            while with_worker and client.get("/readyz").status_code != 200:
                 pass
-        yield Gateway(port, client, app, server, engine, loop)
-    server.should_exit = True
-    thread.join(30)
+            yield Gateway(port, client, app, server, engine, loop)
+    finally:
+        server.should_exit = True
+        thread.join(30)
     assert not thread.is_alive()
 
 

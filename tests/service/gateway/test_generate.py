@@ -70,7 +70,7 @@ def test_stream_has_the_same_text_tokens_and_ends(gateway, body):
     for choice in whole.json()["choices"]:
         own = [frame for frame in frames if frame["index"] == choice["index"]]
         assert "".join(frame["text"] for frame in own) == choice["text"]
-        assert sum((frame["token_ids"] for frame in own), []) == choice["token_ids"]
+        assert [token_id for frame in own for token_id in frame["token_ids"]] == choice["token_ids"]
         assert [frame["finish_reason"] for frame in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
         assert own[-1]["stop_reason"] == choice["stop_reason"]
     counted = 0
@@ -110,7 +110,7 @@ def test_choices_are_ordered_by_prompt_and_differ_by_choice(gateway):
 
 def test_requests_are_named_after_the_answer_and_carry_its_parameters(gateway):
     answer = gateway.generate(
-        prompt="Once",
+        prompt="Once upon",
         n=2,
         max_tokens=2,
         seed=5,
@@ -120,10 +120,7 @@ def test_requests_are_named_after_the_answer_and_carry_its_parameters(gateway):
         logit_bias={"65": -100},
         deadline_s=60,
     ).json()
-    requests = {}
-    while not gateway.engine.claimed.empty():
-        claim = gateway.engine.claimed.get()
-        requests[claim.request.id] = claim.request
+    requests = gateway.engine.wait_for_claims("Once upon", 2)
     for choice in range(2):
         request = requests[f"{answer['id']}-{choice}"]
         assert request.params.choice == choice
@@ -132,6 +129,12 @@ def test_requests_are_named_after_the_answer_and_carry_its_parameters(gateway):
         assert request.params.logit_bias == {65: -100}
         assert request.deadline is not None
         assert request.revision == "sha256:0"
+
+
+def test_a_temperature_that_would_overflow_is_none(gateway):
+    gateway.generate(prompt="cold", max_tokens=1, temperature=5e-324)
+    (request,) = gateway.engine.wait_for_claims("cold").values()
+    assert request.params.temperature == 0
 
 
 def test_a_seed_is_drawn_and_returned_so_that_every_answer_can_be_repeated(gateway):
@@ -178,10 +181,11 @@ def test_a_failure_of_the_engine_is_a_500_that_is_not_to_be_repeated(gateway):
 
 
 def test_a_failure_in_mid_stream_is_a_frame_before_done_and_ends_the_other_choices(gateway):
-    frames, ids = read_stream(gateway.generate(prompts=["fail", "endless"], max_tokens=9, stream=True).text)
+    answer = gateway.generate(prompts=["fail", "endless"], max_tokens=9, stream=True)
+    frames, ids = read_stream(answer.text)
     assert frames[-1]["error"]["code"] == "engine_failure"
     assert ids[-1] is None
-    assert gateway.engine.cancelled.get(timeout=20).endswith("-1")
+    gateway.engine.wait_for_cancels([f"{answer.headers['x-request-id']}-1"])
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -58,20 +58,18 @@ def test_ready_means_a_worker_for_every_model_and_not_draining(start_gateway, pa
 
 
 def test_a_stream_that_was_accepted_goes_on_while_the_server_drains(start_gateway):
-    with start_gateway() as gateway:
-        with gateway.client.stream(
-            "POST", "/generate", json={"prompt": "Once", "max_tokens": 200, "stream": True}
-        ) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            gateway.call(lambda: gateway.server.handle_exit(15, None))
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+    body = {"prompt": "Once", "max_tokens": 200, "stream": True}
+    with start_gateway() as gateway, gateway.client.stream("POST", "/generate", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        gateway.call(lambda: gateway.server.handle_exit(15, None))
+        assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
 def test_being_busy_is_no_reason_to_be_red(start_gateway):
-    with start_gateway() as gateway:
-        with gateway.client.stream("POST", "/generate", json={"prompt": "mute", "n": 16, "stream": True}):
-            assert gateway.client.get("/readyz").status_code == 200
+    body = {"prompt": "mute", "n": 16, "stream": True}
+    with start_gateway() as gateway, gateway.client.stream("POST", "/generate", json=body):
+        assert gateway.client.get("/readyz").status_code == 200
 
 
 def test_metrics_tell_arrivals_ends_tokens_and_times(start_gateway):

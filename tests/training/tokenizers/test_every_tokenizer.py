@@ -15,7 +15,7 @@ from training.errors import TokenizerError
 from training.tokenizers.base import END_OF_TEXT, UNKNOWN, Tokenizer
 from training.tokenizers.loading import load_tokenizer
 
-FAMILIAR = st.text(alphabet="The quick\n_fox's 3.11<|endoftext|>`*")
+FAMILIAR = st.text(alphabet="The quick\n_fox's 3.11<|endoftext|>*")
 ANY_TEXT = st.text() | FAMILIAR
 WITH_SURROGATES = st.text(alphabet=st.characters(exclude_categories=[]))
 

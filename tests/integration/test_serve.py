@@ -1,0 +1,120 @@
+"""`minigpt serve` as a user runs it: real processes, a real (tiny) model, real connections."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+BODY = {"prompt": "once upon", "max_tokens": 1500, "seed": 11, "temperature": 1.0}
+
+
+def frames(response: httpx.Response) -> Iterator[dict]:
+    for line in response.iter_lines():
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def run_serve(*options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "service", "serve", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def require_refusal(done: subprocess.CompletedProcess, *words: str) -> None:
+    """One line that says `error:`, exit status 2, no traceback."""
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+def test_a_worker_killed_in_mid_stream_changes_no_token(start_server):
+    server = start_server()
+    undisturbed = server.generate(**BODY)["choices"][0]
+    assert len(undisturbed["token_ids"]) == 1500
+    seen = []
+    with server.client.stream("POST", "/generate", json={**BODY, "stream": True}) as response:
+        for frame in frames(response):
+            if not seen:
+                [worker] = server.workers()
+                worker.kill()
+            seen.append(frame)
+    token_ids = [token_id for frame in seen for token_id in frame["token_ids"]]
+    assert "ended by signal 9" in server.log.read_text()
+    assert token_ids == undisturbed["token_ids"]
+    assert "".join(frame["text"] for frame in seen) == undisturbed["text"]
+    assert seen[-1]["finish_reason"] == undisturbed["finish_reason"]
+
+
+def test_sigterm_finishes_what_runs_and_leaves_nothing_behind(start_server):
+    server = start_server()
+    workers = server.workers()
+    with server.client.stream("POST", "/generate", json={**BODY, "stream": True}) as response:
+        reading = frames(response)
+        seen = [next(reading)]
+        server.process.send_signal(signal.SIGTERM)
+        seen += reading
+    assert sum(len(frame["token_ids"]) for frame in seen) == 1500
+    assert server.process.wait(60) == 0
+    assert not any(worker.is_running() for worker in workers)
+    with pytest.raises(httpx.ConnectError):
+        server.client.get("/readyz")
+
+
+def test_requests_at_once_answer_as_if_alone_and_the_metrics_count_every_process(start_server):
+    server = start_server("--workers=2", "--log-format=json", "--log-level=debug")
+    bodies = [{**BODY, "max_tokens": 40, "seed": seed} for seed in range(6)]
+    alone = [server.generate(**body)["choices"][0]["token_ids"] for body in bodies]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda body: server.generate(**body)["choices"][0]["token_ids"], bodies))
+    assert together == alone
+    metrics = server.client.get("/metrics").text
+    assert 'minigpt_generated_tokens_total{model="tiny"} 480.0' in metrics
+    assert "minigpt_step_seconds_count" in metrics
+    assert "minigpt_requests_waiting" in metrics
+    assert "once upon" not in server.log.read_text()
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    require_refusal(run_serve(f"--model={tmp_path / 'nothing'}"), "nothing", "minigpt train")
+
+
+def test_a_damaged_checkpoint_is_refused(checkpoint, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    require_refusal(run_serve(f"--model={folder}"), "model.safetensors")
+
+
+def test_a_port_in_use_is_refused(checkpoint):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        require_refusal(run_serve(f"--model={checkpoint}", f"--port={port}"), f"127.0.0.1:{port}", "--port")
+
+
+def test_a_host_that_is_none_is_refused(checkpoint):
+    require_refusal(run_serve(f"--model={checkpoint}", "--host=no.such.host.invalid"), "no.such.host.invalid")
+
+
+def test_two_models_of_one_name_are_refused(checkpoint):
+    require_refusal(run_serve(f"--model={checkpoint}", f"--model={checkpoint}"), "NAME=FOLDER")
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [("--port=70000", "port"), ("--max-num-seqs=0", "max_num_seqs"), ("--lease-s=0", "lease_s")],
+)
+def test_a_setting_out_of_range_is_refused(checkpoint, option, field):
+    require_refusal(run_serve(f"--model={checkpoint}", option), field)
+
+
+def test_what_only_a_worker_can_refuse_ends_the_server_too(checkpoint):
+    require_refusal(run_serve(f"--model={checkpoint}", "--port=0", "--device=abacus"), "abacus")

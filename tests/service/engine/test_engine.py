@@ -1,0 +1,246 @@
+"""full sequence ≡ prefill + decode ≡ chunked prefill ≡ batched with strangers; the seed decides; no page is leaked."""
+
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.engine.engine import Engine
+from service.protocol import Claim
+from training.models.gpt import GPT
+from training.sample import sample
+from training.tokenizers.char import CharTokenizer
+
+PROMPTS = [[1], [5, 3, 8, 2, 11], list(range(20)), [9] * 37]
+STRANGERS = [[4, 4, 4], list(range(30, 2, -1)), [7, 1] * 11]
+SAMPLED = {"temperature": 0.9, "top_p": 0.9, "max_tokens": 16, "seed": 99}
+
+MakeEngine = Callable[..., Engine]
+MakeClaim = Callable[..., Claim]
+Finish = Callable[..., dict[str, list[int]]]
+
+
+def oracle(model: GPT, tokenizer: CharTokenizer, prompt: list[int], count: int) -> list[int]:
+    banned = tokenizer.special_ids - {tokenizer.end_of_text_id}
+    drawn = list(islice(sample(model, prompt, temperature=0, banned=banned), count))
+    end = tokenizer.end_of_text_id
+    return drawn[: drawn.index(end) + 1] if end in drawn else drawn
+
+
+@pytest.mark.parametrize("max_step_tokens", [8, 17, 512])
+def test_greedy_text_equals_the_uncached_decoder_in_any_chunking_and_company(
+    gpt: GPT,
+    tokenizer: CharTokenizer,
+    engine_of: MakeEngine,
+    make_claim: MakeClaim,
+    finish: Finish,
+    max_step_tokens: int,
+) -> None:
+    engine = engine_of(gpt, max_step_tokens=max_step_tokens)
+    for index, prompt in enumerate(PROMPTS + STRANGERS):
+        engine.add(make_claim(str(index), prompt))
+    tokens = finish(engine)
+    for index, prompt in enumerate(PROMPTS):
+        assert tokens[str(index)] == oracle(gpt, tokenizer, prompt, 12)
+
+
+def test_same_seed_gives_the_same_tokens_whatever_else_runs(
+    gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish
+) -> None:
+    alone = {}
+    for index, prompt in enumerate(PROMPTS):
+        engine = engine_of(gpt)
+        engine.add(make_claim(str(index), prompt, **SAMPLED))
+        alone |= finish(engine)
+    engine = engine_of(gpt)
+    for index, prompt in enumerate(STRANGERS):
+        engine.add(make_claim(f"stranger {index}", prompt, max_tokens=30, temperature=1.3, seed=index))
+    together: dict[str, list[int]] = {}
+    for index, prompt in enumerate(PROMPTS):
+        engine.add(make_claim(str(index), prompt, **SAMPLED))
+        for output in engine.step():
+            together.setdefault(output.id, []).extend(output.token_ids)
+    finish(engine, together)
+    assert {id_: together[id_] for id_ in alone} == alone
+
+
+def test_choices_and_seeds_differ(
+    make_gpt: Callable[..., GPT], engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish
+) -> None:
+    engine = engine_of(make_gpt())
+    for index, changed in enumerate([{}, {"choice": 1}, {"seed": 100}]):
+        engine.add(make_claim(str(index), [3, 1, 2], **(SAMPLED | {"temperature": 2.0, "top_p": 1.0} | changed)))
+    tokens = finish(engine)
+    assert len({tuple(ids) for ids in tokens.values()}) == 3
+
+
+@pytest.mark.parametrize("num_logged", [1, 5, 15])
+def test_another_worker_goes_on_from_the_logged_tokens_as_the_first_would_have(
+    gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish, num_logged: int
+) -> None:
+    engine = engine_of(gpt)
+    engine.add(make_claim("a", PROMPTS[1], **SAMPLED))
+    whole = finish(engine)["a"]
+    if len(whole) <= num_logged:
+        pytest.skip("the text ended before")
+    engine = engine_of(gpt)
+    engine.add(make_claim("a", PROMPTS[1], whole[:num_logged], **SAMPLED))
+    assert whole[:num_logged] + finish(engine)["a"] == whole
+
+
+def test_preemption_changes_no_token(gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish) -> None:
+    claims = [make_claim(str(index), [index + 1] * 9, **(SAMPLED | {"max_tokens": 40})) for index in range(5)]
+    roomy, tight = engine_of(gpt), engine_of(gpt, num_pages=16)
+    preempted = 0
+    for claim in claims:
+        roomy.add(claim)
+        tight.add(claim)
+    expected = finish(roomy)
+    tokens: dict[str, list[int]] = {}
+    while tight.has_work:
+        for output in tight.step():
+            tokens.setdefault(output.id, []).extend(output.token_ids)
+        preempted += tight.last_step.num_preempted
+    assert preempted > 0
+    assert tokens == expected
+    assert tight.last_step.kv_cache_usage == 0
+
+
+def test_a_freed_page_leaks_nothing_to_its_next_owner(
+    gpt: GPT, tokenizer: CharTokenizer, engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish
+) -> None:
+    engine = engine_of(gpt)
+    engine.add(make_claim("before", PROMPTS[3]))
+    finish(engine)
+    engine._runner._kv.keys.fill_(float("nan"))  # poison: whatever reads a page that it did not write shows it
+    engine._runner._kv.values.fill_(float("nan"))
+    for index, prompt in enumerate(PROMPTS):
+        engine.add(make_claim(str(index), prompt))
+    tokens = finish(engine)
+    assert all(tokens[str(i)] == oracle(gpt, tokenizer, prompt, 12) for i, prompt in enumerate(PROMPTS))
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(1, 30), st.integers(1, 30)),
+        st.tuples(st.just("abort"), st.integers(0, 40), st.just(0)),
+        st.tuples(st.just("step"), st.integers(1, 4), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+class Watched:
+    """An engine whose books are checked after each step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ended: set[str] = set()
+
+    def step(self) -> None:
+        for output in self.engine.step():
+            assert output.id not in self.ended
+            if output.end:
+                self.ended.add(output.id)
+        scheduler, pool = self.engine._scheduler, self.engine._pool
+        held = [page for sequence in scheduler.running for page in sequence.page_table]
+        assert len(held) == len(set(held)) == pool.num_pages - pool.num_free
+        assert not any(sequence.page_table for sequence in scheduler.waiting)
+        assert len(scheduler.running) <= 8
+        assert self.engine.last_step.num_tokens <= 16
+
+    def abort(self, id_: str) -> None:
+        self.engine.abort(id_)
+        self.ended.add(id_)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS, num_pages=st.integers(16, 40))
+def test_no_page_is_leaked_and_everyone_ends_under_any_order_of_submit_cancel_preempt_finish(
+    make_gpt: Callable[..., GPT],
+    engine_of: MakeEngine,
+    make_claim: MakeClaim,
+    operations: list[tuple[str, int, int]],
+    num_pages: int,
+) -> None:
+    watched = Watched(engine_of(make_gpt(), num_pages=num_pages))
+    added: list[str] = []
+    for kind, first, second in operations:
+        if kind == "add":
+            added.append(f"r{len(added)}")
+            watched.engine.add(make_claim(added[-1], [1 + i % 20 for i in range(first)], max_tokens=second))
+        elif kind == "step":
+            for _ in range(first):
+                watched.step()
+        elif added:
+            watched.abort(added[first % len(added)])
+    num_steps = 0
+    while watched.engine.has_work:
+        watched.step()
+        num_steps += 1
+        assert num_steps < 3000
+    assert watched.ended == set(added)
+    assert watched.engine._pool.num_free == num_pages
+
+
+def test_stop_string_across_tokens_ends_the_sequence(
+    make_gpt: Callable[..., GPT],
+    tokenizer: CharTokenizer,
+    engine_of: MakeEngine,
+    make_claim: MakeClaim,
+) -> None:
+    model = make_gpt()
+    text = tokenizer.decode(oracle(model, tokenizer, PROMPTS[1], 12))
+    stop = text[4:7]
+    engine = engine_of(model)
+    engine.add(make_claim("a", PROMPTS[1], stop=(stop,)))
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    assert outputs[-1].end is not None
+    assert (outputs[-1].end.finish_reason, outputs[-1].end.stop_reason) == ("stop", stop)
+    assert len(outputs) == text.index(stop) + len(stop)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "params"), [([], {}), ([1] * 60, {}), ([10_000], {}), ([-1], {}), ([1], {"max_tokens": 64})]
+)
+def test_what_cannot_be_computed_ends_with_an_error(
+    make_gpt: Callable[..., GPT],
+    engine_of: MakeEngine,
+    make_claim: MakeClaim,
+    token_ids: list[int],
+    params: dict[str, int],
+) -> None:
+    engine = engine_of(make_gpt())
+    engine.add(make_claim("bad", token_ids, **params))
+    engine.add(make_claim("good", [1, 2]))
+    ends = {}
+    while engine.has_work:
+        ends |= {output.id: output.end.finish_reason for output in engine.step() if output.end}
+    assert ends == {"bad": "error", "good": ends["good"]}
+    assert ends["good"] in ("stop", "length")
+
+
+def test_logits_that_are_not_finite_end_that_sequence_alone(
+    make_gpt: Callable[..., GPT], tokenizer: CharTokenizer, engine_of: MakeEngine, make_claim: MakeClaim
+) -> None:
+    model = make_gpt()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[13] = float("nan")
+    engine = engine_of(model)
+    engine.add(make_claim("nan", [13, 2]))
+    engine.add(make_claim("fine", PROMPTS[1]))
+    tokens: dict[str, list[int]] = {}
+    ends = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens.setdefault(output.id, []).extend(output.token_ids)
+            ends |= {output.id: output.end} if output.end else {}
+    assert ends["nan"].finish_reason == "error"
+    assert ends["fine"].finish_reason in ("stop", "length")
+    expected = oracle(model, tokenizer, PROMPTS[1], 12)
+    assert tokens["fine"] == expected[: len(tokens["fine"])]
