@@ -1,7 +1,7 @@
 """Every setting of the service: frozen, typed, with its unit and its range; each part gets only its own table."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -108,13 +108,14 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
 S = TypeVar("S", bound=Settings)
 
 
-def parse_settings(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Check `values` and make the table `kind` of them.
+def parse_settings(kind: type[S], options: Mapping[str, object]) -> S:
+    """Make the table `kind` of those `options` that are its fields.
 
     Raises:
-        SettingError: unknown key, wrong type or value; names the field, the value and the remedy.
+        SettingError: wrong type or value; names the field, the value and the remedy.
     """
+    values = {field: options[field] for field in kind.__struct_fields__ if field in options}
     try:
-        return msgspec.convert(dict(values), kind)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise SettingError(str(error)) from error

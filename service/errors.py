@@ -1,17 +1,17 @@
 """What can go wrong with a request, each with its HTTP status and OpenAI error type.
 
-    ServiceError              status  code
-    ├── BadRequest            400     invalid_request
-    ├── NotFound              404     not_found
-    ├── MethodNotAllowed      405     method_not_allowed
-    ├── BodyTooLarge          413     body_too_large
-    ├── DoesNotFit            422     context_length_exceeded
-    ├── QueueFull             429     queue_full             (Retry-After)
-    ├── EngineFailure         500     engine_failure         (x-should-retry: false)
-    ├── Unavailable           503     unavailable            (Retry-After)
-    └── DeadlinePassed        504     deadline_passed        (x-should-retry: false)
+ServiceError              status  code
+├── BadRequest            400     invalid_request
+├── NotFound              404     not_found
+├── MethodNotAllowed      405     method_not_allowed
+├── BodyTooLarge          413     body_too_large
+├── DoesNotFit            422     context_length_exceeded
+├── QueueFull             429     queue_full             (Retry-After)
+├── EngineFailure         500     engine_failure         (x-should-retry: false)
+├── Unavailable           503     unavailable            (Retry-After)
+└── DeadlinePassed        504     deadline_passed        (x-should-retry: false)
 
-    SettingError              none: refused at start, exit 2
+SettingError              none: refused at start, exit 2
 """
 
 from typing import ClassVar

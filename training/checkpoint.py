@@ -99,7 +99,7 @@ def save_checkpoint(
         _replace(folder, aside)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot write: {error.strerror}; choose another folder with --out") from error
-    return manifest
+    return read_manifest(folder, verify=False)
 
 
 def load_checkpoint(path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Checkpoint:

@@ -197,6 +197,8 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for field in ("batch_size", "accumulate", "eval_every"):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
+        for field in ("seed", "sample_tokens"):
+            require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
 
 
 class TrainConfig(Settings, frozen=True, kw_only=True):

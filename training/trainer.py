@@ -73,7 +73,7 @@ class Trainer:
         notice: Where one line for the user goes.
 
     Raises:
-        TrainingError: nothing to resume.
+        TrainingError: nothing to resume, or it is a run on another text.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Trainer:
         )
         self.state = ResumeState(config=self.config, corpus_sha256=data.corpus_sha256)
         if resume:
-            self.state = load_resume(self.resume_file, self.model, self.optimizer, self.average)
+            self.state = self._resume()
         self._clock = clock
         self._started = clock() - self.state.elapsed_s
         if config.run.compile:
@@ -212,6 +212,12 @@ class Trainer:
             is_best=is_best,
             text=text,
         )
+
+    def _resume(self) -> ResumeState:
+        state = load_resume(self.resume_file, self.model, self.optimizer, self.average)
+        if state.corpus_sha256 != self.data.corpus_sha256:
+            raise TrainingError(f"{self.resume_file}: was trained on another text; give the same --data as before")
+        return state.replace(config=self.config)
 
     def _advance(self, num_tokens: int) -> None:
         self.state = self.state.replace(

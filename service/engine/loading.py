@@ -40,7 +40,7 @@ def make_engine(
     """Make an engine for a model, on its device and in its dtype; `num_pages` instead of what the settings come to."""
     weight = model.lm_head.weight
     spec = model.state_spec
-    num_pages = num_pages or _num_pages(spec, settings, weight.dtype, weight.device)
+    num_pages = num_pages or count_pages(spec, settings, weight.dtype, weight.device)
     kv = PagedKV(spec, num_pages, settings.page_size, dtype=weight.dtype, device=weight.device)
     return Engine(
         ModelRunner(model.eval(), kv),
@@ -53,7 +53,12 @@ def make_engine(
     )
 
 
-def _num_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> int:
+def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> int:
+    """Return how many pages of keys and values `settings` come to on this machine.
+
+    Raises:
+        SettingError: they do not hold one full context.
+    """
     page_bytes = PagedKV.page_bytes(spec, settings.page_size, dtype)
     context_pages = -(-spec.max_context // settings.page_size)
     if settings.kv_cache_mb is None:

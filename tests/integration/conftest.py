@@ -35,9 +35,8 @@ class Server:
 
     def close(self) -> None:
         self.client.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        self.process.terminate()
+        self.process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,86 @@
+"""The engine with nothing around it: requests in, tokens out, each step timed."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.bench.rounds import Run
+from service.config import EngineSettings
+from service.engine.engine import Engine, StepOutput
+from service.engine.loading import count_pages, make_engine
+from service.engine.paged_kv import PagedKV
+from service.errors import SettingError
+from service.protocol import Claim, Request
+from training.checkpoint import load_checkpoint
+from training.devices import choose_device, choose_dtype
+
+
+class EngineRun(Run, frozen=True, kw_only=True):
+    """Some requests computed."""
+
+    step_s: list[float]
+    """Seconds of each step that only decoded."""
+    kv_cache_peak_bytes: int = 0
+    """Most that keys and values held at once; 0: not known."""
+
+
+class OfflineEngine:
+    """An engine that is driven here.
+
+    Args:
+        checkpoint: Folder of the model.
+        settings: Of the engine.
+
+    Raises:
+        CheckpointError: the folder is refused.
+        SettingError: the memory for keys and values does not hold one full context.
+    """
+
+    def __init__(self, checkpoint: Path, settings: EngineSettings) -> None:
+        self.device = choose_device(settings.device)
+        self.dtype = choose_dtype(settings.dtype, self.device)
+        loaded = load_checkpoint(checkpoint, device=str(self.device), dtype=self.dtype)
+        spec = loaded.model.state_spec
+        num_pages = count_pages(spec, settings, self.dtype, self.device)
+        self.kv_cache_bytes = num_pages * PagedKV.page_bytes(spec, settings.page_size, self.dtype)
+        self._engine = make_engine(loaded.model, loaded.tokenizer, settings, num_pages=num_pages)
+
+    def run(self, requests: Sequence[Request], streams: int) -> EngineRun:
+        """Compute `requests`, `streams` of them at once.
+
+        Raises:
+            SettingError: one of them cannot be computed.
+        """
+        waiting = deque(requests)
+        num_running = num_tokens = 0
+        peak = 0.0
+        step_s = []
+        began = time.perf_counter()
+        while waiting or num_running:
+            while waiting and num_running < streams:
+                self._engine.add(Claim(request=waiting.popleft(), epoch=1))
+                num_running += 1
+            seconds, outputs = _time_step(self._engine)
+            stats = self._engine.last_step
+            if stats.num_tokens == stats.batch_size:
+                step_s.append(seconds)
+            peak = max(peak, stats.kv_cache_usage)
+            num_tokens += sum(len(output.token_ids) for output in outputs)
+            num_running -= sum(output.end is not None for output in outputs)
+        return EngineRun(
+            tokens=num_tokens,
+            seconds=time.perf_counter() - began,
+            step_s=step_s,
+            kv_cache_peak_bytes=round(peak * self.kv_cache_bytes),
+        )
+
+
+def _time_step(engine: Engine) -> tuple[float, list[StepOutput]]:
+    began = time.perf_counter()
+    outputs = engine.step()
+    seconds = time.perf_counter() - began
+    for output in outputs:
+        if output.end is not None and output.end.error is not None:
+            raise SettingError(f"{output.end.error}; lower --prompt-tokens or --max-tokens")
+    return seconds, outputs

@@ -1,0 +1,105 @@
+"""What is measured: a checkpoint, or a shape with random weights; and the requests that it is given."""
+
+import contextlib
+import random
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from service.config import parse_settings
+from service.errors import SettingError
+from service.protocol import Request, SamplingParams
+from training.checkpoint import save_checkpoint
+from training.config import BudgetConfig, ModelConfig, TrainConfig
+from training.manifest import resolve_checkpoint
+from training.models.gpt import GPT
+from training.tokenizers.base import Tokenizer
+from training.tokenizers.char import CharTokenizer
+
+SEED = 1337
+HEAD_WIDTH = 64
+MIN_CONTEXT = 256
+FIRST_CHARACTER = 0x100
+MAX_VOCAB = 0xD800 - FIRST_CHARACTER
+"""From there on come the surrogates, which are no characters."""
+NEVER = -100.0
+"""Logit bias of a token that is not to be drawn."""
+
+
+@contextlib.contextmanager
+def open_subject(checkpoint: Path | None, shape: str, vocab_size: int, context_length: int) -> Iterator[Path]:
+    """Give the folder of `checkpoint`; without one, a temporary folder with random weights of `shape`.
+
+    Args:
+        checkpoint: Folder of a checkpoint or of a run.
+        shape: `LAYERSxWIDTH`.
+        vocab_size: Entries of the vocabulary of a shape.
+        context_length: Tokens that a shape must have room for.
+
+    Raises:
+        SettingError: no such shape.
+        CheckpointError: no checkpoint there.
+    """
+    if checkpoint is not None:
+        yield resolve_checkpoint(checkpoint)
+        return
+    config = read_shape(shape, vocab_size, context_length)
+    with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
+        _save_random(Path(folder) / shape, config)
+        yield Path(folder) / shape
+
+
+def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
+    """Return the model that `LAYERSxWIDTH` means: heads of 64, the rest as in `ModelConfig`.
+
+    Raises:
+        SettingError: it means none.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", shape)
+    if match is None:
+        raise SettingError(f"--shape {shape}: write LAYERSxWIDTH, e.g. 6x384")
+    if not 3 <= vocab_size <= MAX_VOCAB:
+        raise SettingError(f"--vocab {vocab_size}: 3 to {MAX_VOCAB}")
+    n_layer, n_embd = map(int, match.groups())
+    fields = {
+        "n_layer": n_layer,
+        "n_embd": n_embd,
+        "n_head": max(1, n_embd // HEAD_WIDTH),
+        "head_dim": min(HEAD_WIDTH, n_embd),
+        "vocab_size": vocab_size,
+        "context_length": max(MIN_CONTEXT, context_length),
+    }
+    return parse_settings(ModelConfig, fields)
+
+
+def make_requests(tokenizer: Tokenizer, count: int, prompt_tokens: int, max_tokens: int) -> list[Request]:
+    """Return requests with random prompts whose answers are greedy and exactly `max_tokens` long."""
+    rng = random.Random(SEED)
+    ids = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
+    endless = {tokenizer.end_of_text_id: NEVER}
+    params = SamplingParams(max_tokens=max_tokens, seed=SEED, temperature=0.0, logit_bias=endless)
+    return [
+        Request(
+            id=f"bench-{number}",
+            model="bench",
+            revision="bench",
+            token_ids=tuple(rng.choices(ids, k=prompt_tokens)),
+            params=params,
+        )
+        for number in range(count)
+    ]
+
+
+def _save_random(folder: Path, config: ModelConfig) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    model = GPT(config, generator)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):  # zero at the start of a training
+                parameter.normal_(0.0, 0.02, generator=generator)
+    characters = map(chr, range(FIRST_CHARACTER, FIRST_CHARACTER + config.vocab_size - 2))
+    train_config = TrainConfig(budget=BudgetConfig(steps=1), model=config)
+    save_checkpoint(folder, model, CharTokenizer(characters), train_config)

@@ -1,0 +1,77 @@
+"""What only the local queue has: it forgives its workers when its own process slept, and it forgets what ended."""
+
+import asyncio
+
+from service.config import QueueSettings
+from service.protocol import Request, SamplingParams
+from service.queue.local import LocalQueue
+
+
+def make_request(request_id: str, num_prompt: int = 3) -> Request:
+    params = SamplingParams(max_tokens=5, seed=1)
+    return Request(id=request_id, model="tiny", revision="r1", token_ids=tuple(range(num_prompt)), params=params)
+
+
+class ReapingQueue(LocalQueue):
+    """Counts its reaping and its looks at the clock."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        super().__init__(settings, self._read_clock)
+        self.now = 1000.0
+        self.num_reaps = self.num_looks = 0
+
+    def _read_clock(self) -> float:
+        self.num_looks += 1
+        return self.now
+
+    def reap(self) -> None:
+        self.num_reaps += 1
+        super().reap()
+
+
+def test_nobody_is_blamed_for_a_sleep_of_the_queues_own_process():
+    async def scenario():
+        queue = ReapingQueue(QueueSettings(lease_s=0.5))
+        queue.register("worker", {"tiny": "r1"})
+        reaping = asyncio.create_task(queue.keep_reaping())
+        while not queue.num_reaps:
+            await asyncio.sleep(0.01)
+        queue.now += 3600  # as a laptop's clock does while its lid is closed
+        reaps, looks = queue.num_reaps, queue.num_looks
+        while queue.num_looks < looks + 2:
+            await asyncio.sleep(0.01)
+        assert queue.num_reaps == reaps
+        assert queue.renew("worker")
+        while queue.num_reaps == reaps:
+            await asyncio.sleep(0.01)
+        assert (await queue.stats()).workers == 1
+        reaping.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_an_ended_request_keeps_no_prompt():
+    async def scenario():
+        queue = LocalQueue(QueueSettings())
+        await queue.submit([make_request("a", num_prompt=1000)])
+        await queue.cancel("a")
+        assert queue._entries["a"].request.token_ids == ()
+        assert (await queue.stats()).waiting_tokens == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_watcher_that_leaves_is_forgotten():
+    async def scenario():
+        queue = LocalQueue(QueueSettings())
+        await queue.submit([make_request("a")])
+        queue.register("worker", {"tiny": "r1"})
+        watcher = queue.watch("a")
+        waiting = asyncio.create_task(anext(watcher))
+        await asyncio.sleep(0)
+        assert len(queue._entries["a"]._watchers) == 1
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert not queue._entries["a"]._watchers
+
+    asyncio.run(scenario())

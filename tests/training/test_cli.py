@@ -1,0 +1,140 @@
+"""The commands as a user starts them: real processes, real signals, real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from training.runlog import read_events
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "fox.txt"
+    file.write_text(text)
+    return file
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "training", *map(str, arguments)]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return os.environ | {"MINIGPT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
+
+
+def test_train_evaluate_sample(tmp_path: Path, corpus: Path, preset: Path) -> None:
+    out = tmp_path / "run"
+    done = run(tmp_path, "train", preset, "--data", corpus, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "ended by budget" in done.stdout
+    assert {"checkpoint", "log.jsonl", "curve.png", "resume.safetensors"} == {path.name for path in out.iterdir()}
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    losses = [event["loss"] for event in read_events(out / "log.jsonl") if event["event"] == "evaluation"]
+    evaluated = run(tmp_path, "evaluate", out, "--data", corpus, "--estimate")
+    assert f"{min(losses):.4f} nats a token" in evaluated.stdout, evaluated.stderr
+    first, second = (run(tmp_path, "sample", out, "the ", "--max-tokens", "20").stdout for _ in range(2))
+    assert first == second
+    assert first.startswith("the ")
+    again = run(tmp_path, "train", preset, "--data", corpus, "--out", out)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+
+
+def test_killed_while_it_saves_it_goes_on_bit_for_bit(tmp_path: Path, corpus: Path, preset: Path) -> None:
+    """Each evaluation saves; the kill falls wherever it falls, also between the two files and the two renames."""
+    arguments = ["train", preset, "--data", corpus, "--set", "run.eval_every=1", "--set", "budget.steps=60"]
+    whole = run(tmp_path, *arguments, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    parts = tmp_path / "parts"
+    saved = parts / "resume.safetensors"
+    for round_ in range(3):
+        resume = ["--resume"] if saved.exists() else []
+        process = subprocess.Popen(
+            command(*arguments, "--out", parts, *resume), env=environment(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        before = saved.stat().st_mtime_ns if saved.exists() else None
+        while process.poll() is None and (not saved.exists() or saved.stat().st_mtime_ns == before):
+            pass
+        for _ in range(round_ * 20_000):  # another moment each time
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = run(tmp_path, *arguments, "--out", parts, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = (safetensors.torch.load_file(path / "resume.safetensors") for path in (parts, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    steps = [event["step"] for event in read_events(parts / "log.jsonl") if event["event"] == "step"]
+    assert steps == list(range(1, 61))
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path, corpus: Path, preset: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", preset, "--data", corpus, "--out", out, "--set", "budget.steps=100000"]
+    process = subprocess.Popen(
+        command(*arguments), env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "best so far" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 130
+    assert "--resume" in rest
+    step = read_events(out / "log.jsonl")[-1]["step"]
+    done = run(tmp_path, *arguments[:-2], "--resume", "--set", f"budget.steps={step + 3}")
+    assert done.returncode == 0, done.stderr
+    assert read_events(out / "log.jsonl")[-1]["step"] == step + 3
+
+
+def test_list_shows_every_preset(tmp_path: Path) -> None:
+    shown = run(tmp_path, "train", "--list")
+    assert shown.returncode == 0
+    for file in (ROOT / "training" / "presets").glob("*.toml"):
+        assert file.stem in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "nosuch"], "no preset"),
+        (["train", "shakespeare", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["train", "shakespeare", "--set", "model.n_layers=2"], "n_layers"),
+        (["train", "shakespeare", "--resume", "--out", "nowhere"], "nothing to resume"),
+        (["sample", "nowhere"], "no such folder"),
+        (["evaluate", "nowhere"], "no such folder"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], named: str) -> None:
+    if "--out" not in arguments and arguments[0] == "train":
+        arguments = [*arguments, "--out", str(tmp_path / "run")]
+    refused = run(tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error: ")
+    assert named in refused.stderr
+
+
+def test_a_run_cannot_resume_as_another_model(tmp_path: Path, corpus: Path, preset: Path) -> None:
+    out = tmp_path / "run"
+    assert run(tmp_path, "train", preset, "--data", corpus, "--out", out, "--set", "budget.steps=1").returncode == 0
+    refused = run(tmp_path, "train", "--data", corpus, "--out", out, "--resume", "--set", "model.n_embd=32")
+    assert refused.returncode == 2
+    assert "[model]" in refused.stderr
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 1
