@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import uvloop
 
+from service.bench.cli import app as bench_app
 from service.config import (
     EngineSettings,
     GatewaySettings,
@@ -47,6 +48,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Train a small language model on your own text, and serve it."
 )
 app.add_typer(training_app)
+app.add_typer(bench_app, name="bench", context_settings={"obj": BUNDLED})
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, fp32 or bf16: arithmetic of the matrix products.")]

@@ -133,8 +133,9 @@ class _Connection:
                 is_whole = True
             elif (start := event.find(b"data: {")) >= 0:
                 self._take(answer, _decode_frame(event[start + 6 :]))
-        if not is_whole:
-            raise SettingError(f"{self._url}: a stream ended without [DONE]; see the server's log")
+        if not is_whole or not answer.arrivals:
+            lacked = "any token" if is_whole else "[DONE]"
+            raise SettingError(f"{self._url}: a stream ended without {lacked}; see the server's log")
         return answer
 
     def _take(self, answer: _Answer, frame: _Frame) -> None:

@@ -9,10 +9,8 @@ from rich.table import Table
 
 from service.bench.offline import EngineRun, OfflineEngine
 from service.bench.rounds import compare, measure_in_turn, median_speed
-from service.bench.subject import make_requests
 from service.config import EngineSettings
-from training.manifest import TOKENIZER
-from training.tokenizers.loading import load_tokenizer
+from service.protocol import Request
 
 MEBIBYTE = 2**20
 
@@ -41,21 +39,19 @@ class EngineBench:
 
     def __init__(self, checkpoint: Path, settings: EngineSettings, *, against_transformers: bool) -> None:
         self.engine = OfflineEngine(checkpoint, settings)
-        self._tokenizer = load_tokenizer(checkpoint / TOKENIZER)
         self._peer = None
         if against_transformers:
             from service.bench.transformers_peer import TransformersPeer
 
             self._peer = TransformersPeer(checkpoint, self.engine.device, self.engine.dtype)
 
-    def measure(self, batch: int, prompt_tokens: int, max_tokens: int, rounds: int) -> EngineResult:
-        """Compute one batch with each side, in turn."""
-        requests = make_requests(self._tokenizer, batch, prompt_tokens, max_tokens)
-        peer = self._peer
-        runs, others = measure_in_turn(
+    def measure(self, requests: Sequence[Request], rounds: int) -> EngineResult:
+        """Compute `requests` as one batch with each side, in turn."""
+        batch, peer = len(requests), self._peer
+        minigpt, transformers = measure_in_turn(
             lambda: self.engine.run(requests, batch), (lambda: peer.run(requests)) if peer else None, rounds
         )
-        return EngineResult(batch=batch, minigpt=runs, transformers=others)
+        return EngineResult(batch=batch, minigpt=minigpt, transformers=transformers)
 
 
 def engine_table(results: Sequence[EngineResult], title: str, kv_cache_bytes: int) -> Table:
@@ -78,7 +74,7 @@ def _cells(result: EngineResult) -> list[str]:
     if result.transformers:
         cells += [*_speed_cells(result.transformers), str(compare(result.minigpt, result.transformers))]
     peak = max(run.kv_cache_peak_bytes for run in result.minigpt)
-    return [*cells, f"{peak / MEBIBYTE:.1f} MiB"]
+    return [*cells, f"{peak / MEBIBYTE:.2f} MiB"]
 
 
 def _speed_cells(runs: Sequence[EngineRun]) -> list[str]:

@@ -1,7 +1,7 @@
 """nanoGPT's CPU recipe, made again: its settings, its attention, its initial weights, its optimizer.
 
-Source: github.com/karpathy/nanoGPT, `README.md` ("I only have a macbook"), `config/train_shakespeare_char.py`, `model.py`,
-`train.py`.
+Source: github.com/karpathy/nanoGPT: README.md ("I only have a macbook"), config/train_shakespeare_char.py, model.py and
+train.py.
 """
 
 import math

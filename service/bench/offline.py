@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from service.bench.rounds import Run
 from service.config import EngineSettings
 from service.engine.engine import Engine, StepOutput
@@ -74,6 +76,14 @@ class OfflineEngine:
             step_s=step_s,
             kv_cache_peak_bytes=round(peak * self.kv_cache_bytes),
         )
+
+    def describe(self) -> dict[str, str | int]:
+        """Return what the settings came to on this machine."""
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
 
 
 def _time_step(engine: Engine) -> tuple[float, list[StepOutput]]:

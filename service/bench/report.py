@@ -91,7 +91,9 @@ def write_json(report: Report, path: Path) -> None:
         aside.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
         aside.replace(path)
     except OSError as error:
-        raise SettingError(f"--json {path}: cannot write: {error.strerror}; name a file in a folder of yours") from error
+        raise SettingError(
+            f"--json {path}: cannot write: {error.strerror}; name a file in a folder of yours"
+        ) from error
 
 
 def _cpu_model() -> str:

@@ -1,7 +1,6 @@
 """A `minigpt serve` of its own for the time of a benchmark."""
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -18,13 +17,12 @@ PATIENCE_S = 30.0
 
 
 @contextlib.contextmanager
-def start_server(checkpoint: Path, settings: EngineSettings, threads: int | None) -> Iterator[str]:
+def start_server(checkpoint: Path, settings: EngineSettings) -> Iterator[str]:
     """Serve `checkpoint` on a free port and give the server's URL; it ends with the context.
 
     Args:
         checkpoint: Folder of the model.
         settings: Of the worker's engine.
-        threads: Of the worker; None: as many as torch chooses.
 
     Raises:
         SettingError: it does not start.
@@ -32,10 +30,9 @@ def start_server(checkpoint: Path, settings: EngineSettings, threads: int | None
     command = [sys.executable, "-m", "service", "serve", f"--model=bench={checkpoint}", "--port=0"]
     fields = ("device", "dtype", "max_num_seqs", "max_step_tokens")
     options = [f"--{field.replace('_', '-')}={getattr(settings, field)}" for field in fields]
-    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [*command, *options, "--log-level=warning"], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            [*command, *options, "--log-level=warning"], stdout=subprocess.PIPE, stderr=log, text=True
         )
         try:
             yield _read_url(process, log)

@@ -5,6 +5,7 @@ import random
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from service.errors import SettingError
 from service.protocol import Request, SamplingParams
 from training.checkpoint import save_checkpoint
 from training.config import BudgetConfig, ModelConfig, TrainConfig
-from training.manifest import resolve_checkpoint
+from training.manifest import TOKENIZER, resolve_checkpoint
 from training.models.gpt import GPT
 from training.tokenizers.base import Tokenizer
 from training.tokenizers.char import CharTokenizer
+from training.tokenizers.loading import load_tokenizer
 
 SEED = 1337
 HEAD_WIDTH = 64
@@ -29,27 +31,60 @@ NEVER = -100.0
 """Logit bias of a token that is not to be drawn."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model and what is asked of it."""
+
+    folder: Path
+    """Its checkpoint."""
+    tokenizer: Tokenizer
+    prompt_tokens: int
+    max_tokens: int
+
+    def requests(self, count: int) -> list[Request]:
+        """Return requests with random prompts, whose answers are greedy and exactly `max_tokens` long."""
+        rng = random.Random(SEED)
+        ids = sorted(set(range(self.tokenizer.vocab_size)) - self.tokenizer.special_ids)
+        endless = {self.tokenizer.end_of_text_id: NEVER}
+        params = SamplingParams(max_tokens=self.max_tokens, seed=SEED, temperature=0.0, logit_bias=endless)
+        return [
+            Request(
+                id=f"bench-{number}",
+                model="bench",
+                revision="bench",
+                token_ids=tuple(rng.choices(ids, k=self.prompt_tokens)),
+                params=params,
+            )
+            for number in range(count)
+        ]
+
+    def describe(self) -> dict[str, int]:
+        """Return how long prompts and answers are."""
+        return {"prompt_tokens": self.prompt_tokens, "max_tokens": self.max_tokens}
+
+
 @contextlib.contextmanager
-def open_subject(checkpoint: Path | None, shape: str, vocab_size: int, context_length: int) -> Iterator[Path]:
-    """Give the folder of `checkpoint`; without one, a temporary folder with random weights of `shape`.
+def open_subject(model: Path | str, vocab_size: int, *, prompt_tokens: int, max_tokens: int) -> Iterator[Subject]:
+    """Give a checkpoint as it is, or, for the time of the context, one of random weights.
 
     Args:
-        checkpoint: Folder of a checkpoint or of a run.
-        shape: `LAYERSxWIDTH`.
+        model: Folder of a checkpoint or of a run; or a shape, `LAYERSxWIDTH`.
         vocab_size: Entries of the vocabulary of a shape.
-        context_length: Tokens that a shape must have room for.
+        prompt_tokens: Tokens of each prompt.
+        max_tokens: Tokens of each answer; a shape gets a context that holds both.
 
     Raises:
         SettingError: no such shape.
         CheckpointError: no checkpoint there.
     """
-    if checkpoint is not None:
-        yield resolve_checkpoint(checkpoint)
-        return
-    config = read_shape(shape, vocab_size, context_length)
-    with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
-        _save_random(Path(folder) / shape, config)
-        yield Path(folder) / shape
+    with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as temporary:
+        if isinstance(model, Path):
+            folder = resolve_checkpoint(model)
+        else:
+            folder = Path(temporary) / model
+            _save_random(folder, read_shape(model, vocab_size, prompt_tokens + max_tokens))
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        yield Subject(folder=folder, tokenizer=tokenizer, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
 
 
 def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
@@ -73,24 +108,6 @@ def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
         "context_length": max(MIN_CONTEXT, context_length),
     }
     return parse_settings(ModelConfig, fields)
-
-
-def make_requests(tokenizer: Tokenizer, count: int, prompt_tokens: int, max_tokens: int) -> list[Request]:
-    """Return requests with random prompts whose answers are greedy and exactly `max_tokens` long."""
-    rng = random.Random(SEED)
-    ids = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
-    endless = {tokenizer.end_of_text_id: NEVER}
-    params = SamplingParams(max_tokens=max_tokens, seed=SEED, temperature=0.0, logit_bias=endless)
-    return [
-        Request(
-            id=f"bench-{number}",
-            model="bench",
-            revision="bench",
-            token_ids=tuple(rng.choices(ids, k=prompt_tokens)),
-            params=params,
-        )
-        for number in range(count)
-    ]
 
 
 def _save_random(folder: Path, config: ModelConfig) -> None:

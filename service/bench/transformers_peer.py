@@ -1,14 +1,14 @@
 """Hugging Face's `generate` on the same checkpoint folder: the speed that a user has without minigpt."""
 
+import importlib
 import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
-from transformers.utils import logging
 
 from service.bench.offline import EngineRun
 from service.protocol import Request
@@ -26,13 +26,14 @@ class TransformersPeer:
     """
 
     def __init__(self, checkpoint: Path, device: torch.device, dtype: torch.dtype) -> None:
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
+        transformers: Any = importlib.import_module("transformers")  # half typed, which is worse than not at all
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
+        model.generation_config = transformers.GenerationConfig(pad_token_id=0)
         self._model = model.to(device).eval()
         # The engine never draws these either; without an end-of-text id every answer has its full length.
         self._never = sorted(load_tokenizer(checkpoint / TOKENIZER).special_ids)
-        model.generation_config = GenerationConfig(pad_token_id=self._never[0])
 
     def run(self, requests: Sequence[Request]) -> EngineRun:
         """Compute `requests`, all of one length, as one batch."""

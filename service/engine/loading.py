@@ -34,9 +34,7 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
     return make_engine(loaded.model, loaded.tokenizer, settings)
 
 
-def make_engine(
-    model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, num_pages: int | None = None
-) -> Engine:
+def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, num_pages: int | None = None) -> Engine:
     """Make an engine for a model, on its device and in its dtype; `num_pages` instead of what the settings come to."""
     weight = model.lm_head.weight
     spec = model.state_spec

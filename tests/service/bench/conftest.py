@@ -1,0 +1,54 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = ("--shape=2x32", "--vocab=64", "--prompt-tokens=5", "--max-tokens=4", "--rounds=2", "--threads=1")
+
+
+@pytest.fixture
+def run_bench(tmp_path) -> Callable[..., tuple[str, dict]]:
+    """Run `minigpt bench …` in a process of its own; return what it prints and its JSON."""
+
+    def run(*options: str) -> tuple[str, dict]:
+        raw = tmp_path / "raw.json"
+        done = call_bench(tmp_path, *options, f"--json={raw}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads(raw.read_bytes())
+
+    return run
+
+
+@pytest.fixture
+def refused_line(tmp_path) -> Callable[..., str]:
+    """Run `minigpt bench …`; return the one line with which it refuses."""
+
+    def run(*options: str) -> str:
+        done = call_bench(tmp_path, *options)
+        assert done.returncode == 2, done.stderr
+        [line] = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+def call_bench(cache: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "service", "bench", *options],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env=os.environ | {"MINIGPT_CACHE": str(cache)},
+    )
+
+
+@pytest.fixture
+def tiny() -> tuple[str, ...]:
+    """Options of a model and a load that take no time."""
+    return TINY

@@ -1,0 +1,94 @@
+"""`minigpt bench` as a user runs it, on shapes that take no time. No figure is judged: only that it is there and counts."""
+
+import subprocess
+import sys
+from itertools import islice
+
+import pytest
+
+
+def table_rows(output: str) -> dict[str, list[str]]:
+    """First cell of each row of the printed table → the other cells."""
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.splitlines() if line[:1] == "│"]
+    return {first: rest for first, *rest in rows}
+
+
+def require_head(output: str, raw: dict, mode: str) -> None:
+    """The command, to be pasted again, and the machine: printed, and in the JSON."""
+    assert raw["command"].startswith(f"minigpt bench {mode} --")
+    assert raw["machine"].keys() == {"cpu", "cores", "load", "python", "torch", "date"}
+    command, machine = islice(output.splitlines(), 2)
+    assert command == f"$ {raw['command']}"
+    for fact in ("cpu", "torch", "date"):
+        assert raw["machine"][fact] in machine
+
+
+def test_engine_beside_transformers(run_bench, tiny):
+    output, raw = run_bench("engine", *tiny, "--batch=1,3", "--dtype=fp32", "--against=transformers")
+    require_head(output, raw, "engine")
+    settings = {"model": "2x32", "dtype": "float32", "threads": 1, "prompt_tokens": 5, "max_tokens": 4, "rounds": 2}
+    assert raw["settings"].items() >= settings.items()
+    assert [result["batch"] for result in raw["results"]] == [1, 3]
+    for result in raw["results"]:
+        for side in ("minigpt", "transformers"):
+            assert [run["tokens"] for run in result[side]] == [4 * result["batch"]] * 2
+            assert all(run["seconds"] > 0 and len(run["step_s"]) == 3 for run in result[side])
+        assert all(0 < run["kv_cache_peak_bytes"] <= raw["settings"]["kv_cache_bytes"] for run in result["minigpt"])
+    assert table_rows(output).keys() == {"1", "3"}
+    assert "times as fast" in output
+
+
+def test_engine_alone(run_bench, tiny):
+    output, raw = run_bench("engine", *tiny, "--batch=2", "--against=none", "--kv-cache-mb=1")
+    assert raw["results"][0]["transformers"] == []
+    assert raw["settings"]["kv_cache_bytes"] <= 2**20
+    assert "times as fast" not in output
+
+
+def test_http_beside_the_engine(run_bench, tiny):
+    output, raw = run_bench("http", *tiny, "--streams=1,2", "--requests=3")
+    require_head(output, raw, "http")
+    assert [(result["streams"], result["requests"]) for result in raw["results"]] == [(1, 3), (2, 3)]
+    for result in raw["results"]:
+        for side in ("http", "engine"):
+            assert [run["tokens"] for run in result[side]] == [12, 12]
+        assert all(len(run["first_token_s"]) == 3 for run in result["http"])
+        assert all(seconds > 0 for run in result["http"] for seconds in run["first_token_s"])
+    assert table_rows(output).keys() == {"1", "2"}
+    assert "HTTP costs" in output
+
+
+def test_train_beside_nanogpts_recipe(run_bench, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question. " * 60)
+    output, raw = run_bench("train", f"--data={text}", "--steps=2", "--rounds=2", "--threads=1")
+    require_head(output, raw, "train")
+    [result] = raw["results"]
+    for side in ("minigpt", "nanogpt"):
+        assert [(run["steps"], run["tokens"]) for run in result[side]] == [(2, 2 * 12 * 64)] * 2
+    assert result["minigpt_loss"] is result["nanogpt_loss"] is None
+    assert table_rows(output).keys() == {"minigpt", "nanoGPT's recipe"}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("engine", "--batch=1,x"), "--batch 1,x"),
+        (("engine", "--batch=0"), "--batch 0"),
+        (("engine", "--shape=big"), "6x384"),
+        (("engine", "--shape=2x33"), "head_dim"),
+        (("engine", "--shape=2x32", "--vocab=2"), "--vocab 2"),
+        (("engine", "--shape=2x32", "--checkpoint=somewhere"), "--checkpoint"),
+        (("engine", "--checkpoint=nowhere"), "nowhere"),
+        (("http", "--shape=2x32", "--url=http://127.0.0.1:1", "--streams=1"), "--url"),
+        (("http", "--shape=2x32", "--device=abacus"), "abacus"),
+        (("train", "--to-the-end", "--steps=300"), "--steps 300"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(refused_line, options, word):
+    assert word in refused_line(*options)
+
+
+def test_the_command_line_alone_does_not_load_torch():
+    probe = "import sys, service.bench.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

@@ -1,0 +1,64 @@
+"""What the docs say is what the code has: links, options, status codes, metrics, the tests that hold an invariant."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
+
+from service.__main__ import app
+from service.errors import ServiceError
+from service.metrics import GatewayMetrics, WorkerMetrics
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text("utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
+def rows(pattern: str) -> list[tuple[str, ...]]:
+    """The first cells of the rows of docs/operations.md that start with `pattern`, its groups as a tuple."""
+    return re.findall(rf"^\| {pattern} \|", OPERATIONS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
+    assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
+
+
+def test_every_option_of_serve_stands_with_its_default():
+    options = {option.opts[0]: option.default for option in typer.main.get_command(app).commands["serve"].params}
+    told = dict(rows(r"`(--[a-z-]+)` \| ([^|]+)"))
+    assert told.keys() == options.keys()
+    assert {name: told[name] for name, value in options.items() if value is not None} == {
+        name: str(value) for name, value in options.items() if value is not None
+    }
+
+
+def test_every_error_stands_with_its_status():
+    kinds = {ServiceError, *ServiceError.__subclasses__()}
+    assert sorted(rows(r"(\d{3}) \| `(\w+)`")) == sorted((str(kind.status), kind.code) for kind in kinds)
+
+
+def test_every_metric_stands_with_its_labels():
+    gateway, worker = CollectorRegistry(), CollectorRegistry()
+    GatewayMetrics(gateway, ["m"])
+    WorkerMetrics(worker, "m")
+    metrics = [metric for registry in (gateway, worker) for metric in registry._collector_to_names]
+    assert sorted(rows(r"`(minigpt_\w+)` \| ([\w, ]*)")) == sorted(map(name_and_labels, metrics))
+
+
+def name_and_labels(metric: Collector) -> tuple[str, str]:
+    [family] = metric.describe()
+    return family.name + "_total" * (family.type == "counter"), ", ".join(metric._labelnames)
+
+
+def test_every_test_that_is_named_exists():
+    named = re.findall(r"\| ([\w/]+\.py): (`test_.*`) \|$", ARCHITECTURE, re.MULTILINE)
+    assert named
+    for file, tests in named:
+        source = (ROOT / "tests" / file).read_text("utf-8")
+        assert [test for test in re.findall(r"`(\w+)`", tests) if f"def {test}(" not in source] == []
