@@ -9,6 +9,8 @@ from training.config import ModelConfig
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
+torch.set_num_threads(1)  # tests run side by side; threads that spin while they wait starve the others
+
 SHAPES = {
     "qwen3": {},
     "grouped": {"n_head": 4, "n_kv_head": 2, "head_dim": 6},

@@ -12,7 +12,7 @@ WITH_TORCH = (
     "service.bench.*",
     *("service.engine.engine", "service.engine.loading", "service.engine.paged_kv"),
     *("service.engine.runner", "service.engine.sampler"),
-    *("training.checkpoint", "training.data.batches", "training.devices", "training.display", "training.evaluate"),
+    *("training.checkpoint", "training.data.batches", "training.display", "training.evaluate"),
     *("training.models.*", "training.objectives", "training.optim", "training.resume", "training.sample"),
     "training.trainer",
 )

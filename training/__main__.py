@@ -107,9 +107,9 @@ def evaluate(
     from training.config import parse_config
     from training.data.corpus import load_corpus
     from training.data.prepare import encode_splits
-    from training.devices import choose_device, choose_dtype
     from training.evaluate import evaluate as evaluate_model
     from training.evaluate import random_estimate
+    from training.models.devices import choose_device, choose_dtype
 
     chosen = choose_device(device)
     arithmetic = choose_dtype(dtype, chosen)

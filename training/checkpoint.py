@@ -28,8 +28,10 @@ from training.manifest import (
 )
 from training.models.gpt import GPT
 from training.models.layouts import from_hf_config, to_hf_config
-from training.tokenizers.base import Tokenizer
+from training.tokenizers.base import END_OF_TEXT, Tokenizer
 from training.tokenizers.loading import load_tokenizer
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,9 +80,12 @@ def save_checkpoint(
         dtype_name = str(dtype).removeprefix("torch.")
         _write_json(aside / CONFIG, to_hf_config(model.config, dtype_name, tokenizer.end_of_text_id))
         tokenizer.save(aside / TOKENIZER)
+        # Without it transformers takes the tokenizer of the real Qwen, which drops blanks of ours.
+        fast = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
+        _write_json(aside / TOKENIZER_CONFIG, fast)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            files={name: sha256_of(aside / name) for name in (WEIGHTS, CONFIG, TOKENIZER)},
+            files={name: sha256_of(aside / name) for name in (WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG)},
             context_length=model.config.context_length,
             vocab_size=model.config.vocab_size,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -15,9 +15,9 @@ from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.data.batches import RandomBatches
 from training.data.prepare import PreparedData
-from training.devices import choose_device, choose_dtype
 from training.errors import TrainingError
 from training.evaluate import evaluate, random_estimate
+from training.models.devices import choose_device, choose_dtype
 from training.models.gpt import GPT
 from training.objectives import cross_entropy
 from training.optim import Average, Optimizer

@@ -10,12 +10,10 @@ import torch
 from service.bench.rounds import Run
 from service.config import EngineSettings
 from service.engine.engine import Engine, StepOutput
-from service.engine.loading import count_pages, make_engine
+from service.engine.loading import count_pages, load_model, make_engine
 from service.engine.paged_kv import PagedKV
 from service.errors import SettingError
 from service.protocol import Claim, Request
-from training.checkpoint import load_checkpoint
-from training.devices import choose_device, choose_dtype
 
 
 class EngineRun(Run, frozen=True, kw_only=True):
@@ -40,10 +38,9 @@ class OfflineEngine:
     """
 
     def __init__(self, checkpoint: Path, settings: EngineSettings) -> None:
-        self.device = choose_device(settings.device)
-        self.dtype = choose_dtype(settings.dtype, self.device)
-        loaded = load_checkpoint(checkpoint, device=str(self.device), dtype=self.dtype)
-        spec = loaded.model.state_spec
+        loaded = load_model(checkpoint, settings)
+        spec, weight = loaded.model.state_spec, loaded.model.lm_head.weight
+        self.device, self.dtype = weight.device, weight.dtype
         num_pages = count_pages(spec, settings, self.dtype, self.device)
         self.kv_cache_bytes = num_pages * PagedKV.page_bytes(spec, settings.page_size, self.dtype)
         self._engine = make_engine(loaded.model, loaded.tokenizer, settings, num_pages=num_pages)

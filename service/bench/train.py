@@ -67,13 +67,19 @@ class TrainBench:
         return TrainResult(
             minigpt=minigpt,
             nanogpt=nanogpt,
-            minigpt_loss=self._trainer.evaluate().loss if to_the_end else None,
+            minigpt_loss=self._our_loss() if to_the_end else None,
             nanogpt_loss=self._peer_loss() if to_the_end else None,
         )
 
     def _our_step(self) -> int:
         before = self._trainer.state.tokens
         return self._trainer.train_step().tokens - before
+
+    def _our_loss(self) -> float:
+        trainer = self._trainer
+        if trainer.average:
+            trainer.average.swap(trainer.model)
+        return evaluate(trainer.model, self._data, trainer.config.model.context_length, dtype=trainer.dtype).loss
 
     def _peer_loss(self) -> float:
         return evaluate(self._peer_model, self._data, self._peer_config.context_length).loss

@@ -11,9 +11,9 @@ from service.engine.paged_kv import PagedKV
 from service.engine.runner import ModelRunner
 from service.engine.state_pool import PagePool
 from service.errors import SettingError
-from training.checkpoint import load_checkpoint
-from training.devices import choose_device, choose_dtype
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.models.base import KVSpec
+from training.models.devices import choose_device, choose_dtype
 from training.models.gpt import GPT
 from training.tokenizers.base import Tokenizer
 
@@ -28,10 +28,21 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
         CheckpointError: the folder is refused.
         SettingError: the memory for keys and values does not hold one full context.
     """
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
-    loaded = load_checkpoint(checkpoint, device=str(device), dtype=dtype)
+    loaded = load_model(checkpoint, settings)
     return make_engine(loaded.model, loaded.tokenizer, settings)
+
+
+def load_model(checkpoint: Path, settings: EngineSettings) -> Checkpoint:
+    """Load a checkpoint to the device and in the arithmetic that `settings` choose.
+
+    Raises:
+        CheckpointError: the folder is refused.
+    """
+    device = choose_device(settings.device)
+    # In bf16 the last bit of a sum, which a library's products round by the shape of a batch, changes tokens too often.
+    automatic = settings.dtype == "auto" and device.type == "cpu"
+    dtype = choose_dtype("fp32" if automatic else settings.dtype, device)
+    return load_checkpoint(checkpoint, device=str(device), dtype=dtype)
 
 
 def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, num_pages: int | None = None) -> Engine:

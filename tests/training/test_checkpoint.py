@@ -32,6 +32,15 @@ def test_saved_and_loaded_gives_the_same_logits(gpt: GPT, tokenizer: CharTokeniz
     assert loaded.manifest.revision.startswith("sha256:")
 
 
+def test_transformers_reads_the_tokenizer_and_keeps_every_character(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_checkpoint(folder).tokenizer
+    text = "one\n\n two, né  €"
+    assert theirs.encode(text) == ours.encode(text)
+    assert theirs.decode(ours.encode(text)) == text
+
+
 def test_bf16_weights_load_as_what_was_rounded(
     make_gpt: Callable[..., GPT], tokenizer: CharTokenizer, tmp_path: Path
 ) -> None:

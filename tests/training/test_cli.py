@@ -84,16 +84,15 @@ def test_killed_while_it_saves_it_goes_on_bit_for_bit(tmp_path: Path, corpus: Pa
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path, corpus: Path, preset: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", preset, "--data", corpus, "--out", out, "--set", "budget.steps=100000"]
-    process = subprocess.Popen(
-        command(*arguments), env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "best so far" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stdout.read()
-    assert process.wait() == 130
+    started = {"env": environment(tmp_path), "cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(*arguments), **started) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "best so far" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130
     assert "--resume" in rest
     step = read_events(out / "log.jsonl")[-1]["step"]
     done = run(tmp_path, *arguments[:-2], "--resume", "--set", f"budget.steps={step + 3}")

@@ -20,7 +20,7 @@ REQUEST = Request(
     model="m",
     revision="v",
     token_ids=(1, 2),
-    params=SamplingParams(max_tokens=4, seed=3, logit_bias={9: -100.0}),
+    params=SamplingParams(max_tokens=4, seed=3, temperature=0.0, logit_bias={9: -100.0}),
 )
 
 

@@ -1,4 +1,4 @@
-"""`minigpt bench` as a user runs it, on shapes that take no time. No figure is judged: only that it is there and counts."""
+"""`minigpt bench` as a user runs it, on shapes that take no time. No figure is judged; tokens are counted."""
 
 import subprocess
 import sys
