@@ -30,8 +30,8 @@ from service.queue.local import LocalQueue
 from service.supervisor import Supervisor
 from service.worker import EXIT_FAILED, Worker, run_until_stopped
 from training.__main__ import app as training_app
+from training.command_line import run
 from training.config import Settings
-from training.errors import MinigptError
 from training.manifest import TOKENIZER, read_manifest, resolve_checkpoint
 from training.tokenizers.loading import load_tokenizer
 
@@ -145,12 +145,8 @@ def worker(
 
 
 def main() -> None:
-    """Run the commands; what goes wrong with the user's input is one line and exit status 2."""
-    try:
-        app()
-    except MinigptError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    """Run the command that was typed."""
+    run(app)
 
 
 async def _serve(
@@ -161,21 +157,28 @@ async def _serve(
     link: Path,
     commands: Mapping[str, Sequence[str]],
 ) -> int:
-    """Serve until a signal or until a worker is refused; return the exit status."""
+    """Serve until a signal, which drains, or until a worker is refused; return the exit status."""
     from service.gateway.app import create_app
     from service.gateway.server import make_server
     from service.metrics import forget_process
 
     server = make_server(create_app(queue, models, settings), settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)  # also before and after the time in which uvicorn listens to them
     supervisor = Supervisor(commands, patience_s=settings.drain_s + KILL_AFTER_S, on_exit=forget_process)
+
+    def end() -> None:
+        if server.should_exit:  # the second signal: nobody wants to wait
+            server.cut()
+            supervisor.kill()
+        server.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end)
     async with asyncio.TaskGroup() as group, await serve_link(queue, link):
         beside = [group.create_task(queue.keep_reaping()), group.create_task(_announce(queue, models, listener))]
         supervising = group.create_task(supervisor.run())
         serving = group.create_task(server.serve([listener]))
         await asyncio.wait({supervising, serving}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
+        server.drain()
         await serving
         supervisor.stop()
         status = await supervising

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from service.worker import EXIT_REFUSED
+from service.worker import EXIT_FAILED, EXIT_REFUSED
 
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
@@ -38,17 +38,24 @@ class Supervisor:
         self._on_exit = on_exit
         self._clock = clock
         self._stopping = asyncio.Event()
+        self._killing = asyncio.Event()
 
     async def run(self) -> int:
-        """Keep all alive until `stop`; return 0, or `EXIT_REFUSED` once a worker was refused at its start."""
+        """Keep all alive until `stop`; return 0, `EXIT_FAILED` after `kill`, `EXIT_REFUSED` if one was at its start."""
         keepers = [asyncio.create_task(self._keep(name, command)) for name, command in self._commands.items()]
         await asyncio.wait(keepers, return_when=asyncio.FIRST_COMPLETED)
         self.stop()
-        return max(await asyncio.gather(*keepers))
+        statuses = await asyncio.gather(*keepers)
+        return EXIT_FAILED if self._killing.is_set() else max(statuses)
 
     def stop(self) -> None:
         """End all: SIGTERM, and SIGKILL for those that do not follow it."""
         self._stopping.set()
+
+    def kill(self) -> None:
+        """End all at once: SIGKILL."""
+        self._killing.set()
+        self.stop()
 
     async def _keep(self, name: str, command: Sequence[str]) -> int:
         delay_s = FIRST_DELAY_S
@@ -74,17 +81,19 @@ class Supervisor:
         )
         ended = asyncio.create_task(process.wait())
         stopping = asyncio.create_task(self._stopping.wait())
+        killing = asyncio.create_task(self._killing.wait())
         try:
             await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 process.terminate()
-                await asyncio.wait({ended}, timeout=self._patience_s)
+                await asyncio.wait({ended, killing}, timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
-                logger.warning("%s does not end: killed", name)
+                logger.warning("%s has not ended: killed", name)
                 process.kill()
             return await ended
         finally:
             stopping.cancel()
+            killing.cancel()
             self._on_exit(process.pid)
 
 

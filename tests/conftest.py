@@ -1,11 +1,19 @@
 import os
-from collections.abc import Callable
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 import torch
 
-from training.config import ModelConfig
+from training.checkpoint import save_checkpoint
+from training.config import BudgetConfig, ModelConfig, TrainConfig
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
@@ -59,3 +67,61 @@ def make_gpt(tokenizer: CharTokenizer) -> Callable[..., GPT]:
 def gpt(request: pytest.FixtureRequest, make_gpt: Callable[..., GPT]) -> GPT:
     """One model of each family."""
     return make_gpt(**SHAPES[request.param])
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, make_gpt: Callable[..., GPT], tokenizer: CharTokenizer
+) -> Path:
+    """A tiny GPT with a long context, as a folder."""
+    model = make_gpt(context_length=2048)
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(folder, model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
+    return folder
+
+
+class Server:
+    """A `minigpt serve` process on a free port, once it has said where."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.process = process
+        self.log = log
+        url = re.search(r"http://\S+", process.stdout.readline())
+        assert url is not None, log.read_text()
+        self.client = httpx.Client(base_url=url[0], timeout=60, trust_env=False)
+
+    def generate(self, **body: object) -> dict:
+        return self.client.post("/generate", json=body).raise_for_status().json()
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Server]]:
+    """Serve with arguments of one's own."""
+
+    @contextmanager
+    def serve(*arguments: str, cwd: Path | None = None) -> Iterator[Server]:
+        log = tmp_path_factory.mktemp("serve") / "log"
+        command = [sys.executable, "-m", "service", "serve", *arguments, "--port=0"]
+        with (
+            log.open("wb") as stderr,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=cwd) as process,
+        ):
+            try:
+                server = Server(process, log)
+                with server.client:
+                    yield server
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def server(serving: Callable[..., AbstractContextManager[Server]], checkpoint: Path) -> Iterator[Server]:
+    """A server with two workers that every test may use and must leave serving."""
+    with serving(f"--model=tiny={checkpoint}", "--workers=2", "--log-format=json", "--log-level=debug") as running:
+        yield running

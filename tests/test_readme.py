@@ -7,20 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 import typer
 
 from service.__main__ import app
-from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, TrainConfig
 from training.data.corpus import load_corpus
-from training.models.gpt import GPT
-from training.tokenizers.char import CharTokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -43,41 +36,19 @@ def commands(program: str, block: str | None = None) -> list[list[str]]:
     return [arguments for first, *arguments in filter(None, words) if first == program]
 
 
-@contextmanager
-def serving(*arguments: str, cwd: Path | None = None) -> Iterator[str]:
-    """Run `minigpt serve` on a free port; give host and port."""
-    command = [*MINIGPT, "serve", *arguments, "--port=0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=cwd)
-    try:
-        address = re.search(r"http://(\S+)", process.stdout.readline())
-        assert address is not None
-        yield address[1]
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-@pytest.fixture
-def checkpoint(make_gpt: Callable[..., GPT], tokenizer: CharTokenizer, tmp_path: Path) -> Path:
-    model = make_gpt(context_length=128)
-    save_checkpoint(tmp_path / "tiny", model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
-    return tmp_path / "tiny"
-
-
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_the_quickstarts_curl_streams_text(checkpoint):
+def test_the_quickstarts_curl_streams_text(server):
     [arguments] = commands("curl")
-    with serving(f"--model={checkpoint}") as address:
-        aimed = [argument.replace("localhost:8000", address) for argument in arguments]
-        assert aimed != arguments
-        done = subprocess.run(["curl", *aimed], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    aimed = [argument.replace("localhost:8000", server.client.base_url.netloc.decode()) for argument in arguments]
+    assert aimed != arguments
+    done = subprocess.run(["curl", *aimed], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     *frames, last = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line.startswith("data: ")]
     assert last == "[DONE]"
     assert "".join(json.loads(frame)["text"] for frame in frames)
     assert json.loads(frames[-1])["finish_reason"] in {"length", "stop"}
 
 
-def test_own_text_is_trained_on_sampled_and_served(tmp_path):
+def test_own_text_is_trained_on_sampled_and_served(serving, tmp_path):
     text = "\n".join(load_corpus("pydoc-topics").documents)[:6000]
     (tmp_path / "my.txt").write_text(text, "utf-8")
     [block] = [block for block in blocks("sh") if "--data my.txt" in block and "serve" in block]
@@ -86,8 +57,8 @@ def test_own_text_is_trained_on_sampled_and_served(tmp_path):
     for arguments in ([*train, *(f"--set={setting}" for setting in SMALL)], [*sample, "--max-tokens=5"]):
         subprocess.run([*MINIGPT, *arguments], cwd=tmp_path, env=environment, check=True)
     assert serve.pop(0) == "serve"
-    with serving(*serve, cwd=tmp_path) as address:
-        models = httpx.get(f"http://{address}/v1/models", trust_env=False).json()["data"]
+    with serving(*serve, cwd=tmp_path) as server:
+        models = server.client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["mine"]
 
 

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.command_line import run
 from training.config import TrainConfig, list_presets, load_config, override_config
-from training.errors import ConfigError, MinigptError, TrainingError
+from training.errors import ConfigError, TrainingError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a mini-GPT on your own text.")
 
@@ -200,12 +201,8 @@ def _catch_interrupts() -> Callable[[], bool]:
 
 
 def main() -> None:
-    """Run the commands; what goes wrong with the user's input is one line and exit status 2."""
-    try:
-        app()
-    except MinigptError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    """Run the command that was typed."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import OptimConfig
-
-NEWTON_SCHULZ_STEPS = 3
-"""Enough here: two more change the loss by less than the noise between seeds and cost as much again."""
+from training.muon import Muon
 
 
 def schedule(config: OptimConfig, progress: float) -> float:
@@ -35,8 +33,7 @@ class Optimizer:
         model: Whose parameters to move.
         config: Rates, decay, momentum.
 
-    Source: Muon, Jordan et al. 2024 (kellerjordan.github.io/posts/muon); AdamW, Loshchilov and Hutter 2019
-    (arXiv 1711.05101).
+    Source: AdamW, Loshchilov and Hutter 2019 (arXiv 1711.05101).
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
@@ -56,14 +53,14 @@ class Optimizer:
         ]
         self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, betas=config.betas, fused=True)]
         if config.matrices == "muon" and groups["matrix"]:
-            muon = torch.optim.Muon(
-                groups["matrix"],
-                lr=config.matrix_lr,
-                weight_decay=config.weight_decay,
-                momentum=config.momentum,
-                ns_steps=NEWTON_SCHULZ_STEPS,
+            self._optimizers.append(
+                Muon(
+                    groups["matrix"],
+                    lr=config.matrix_lr,
+                    momentum=config.momentum,
+                    weight_decay=config.weight_decay,
+                )
             )
-            self._optimizers.append(muon)
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     def step(self, progress: float) -> float:

@@ -67,7 +67,7 @@ def engine(
     with open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens) as subject:
         bench = EngineBench(subject.folder, settings, against_transformers=peer == "transformers")
         results = [bench.measure(subject.requests(size), rounds) for size in batches]
-    facts = {"model": subject.folder.name, **bench.engine.describe(), **subject.describe(), "rounds": rounds}
+    facts = subject.describe() | bench.engine.describe() | {"rounds": rounds}
     all_facts = facts | {"kv_cache_bytes": bench.engine.kv_cache_bytes}
     report = Report(command=command_line(), machine=machine, settings=all_facts, results=results)
     _finish(report, engine_table(results, _title("engine", facts), bench.engine.kv_cache_bytes), json_file)
@@ -101,21 +101,14 @@ def http(
     from service.bench.subject import open_subject
 
     chosen = _choose_model(checkpoint, shape, context.obj)
-    with (
-        open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens) as subject,
-        ExitStack() as stack,
-    ):
+    with ExitStack() as stack:
+        subject = stack.enter_context(open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens))
         alone = None if url else OfflineEngine(subject.folder, settings)
         address = url or stack.enter_context(start_server(subject.folder, settings))
         results = [
             measure_http(address, alone, subject.requests(requests or 2 * count), count, rounds) for count in counts
         ]
-    facts = {
-        "model": subject.folder.name,
-        **(alone.describe() if alone else {}),
-        **subject.describe(),
-        "rounds": rounds,
-    }
+    facts = subject.describe() | (alone.describe() if alone else {}) | {"rounds": rounds}
     report = Report(command=command_line(), machine=machine, settings=facts, results=results)
     _finish(report, http_table(results, _title("http", facts)), json_file)
 

@@ -58,9 +58,9 @@ class Subject:
             for number in range(count)
         ]
 
-    def describe(self) -> dict[str, int]:
-        """Return how long prompts and answers are."""
-        return {"prompt_tokens": self.prompt_tokens, "max_tokens": self.max_tokens}
+    def describe(self) -> dict[str, str | int]:
+        """Return which model it is, and how long prompts and answers are."""
+        return {"model": self.folder.name, "prompt_tokens": self.prompt_tokens, "max_tokens": self.max_tokens}
 
 
 @contextlib.contextmanager

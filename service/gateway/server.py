@@ -1,10 +1,11 @@
-"""uvicorn, with what it lacks: deadlines for what a client sends and reads, and our envelope in its own answers."""
+"""uvicorn, with what it lacks: deadlines for what a client sends and reads, a quiet end, our envelope everywhere."""
 
 import asyncio
-import math
+import contextlib
+import logging
+import socket
 import uuid
 from http import HTTPStatus
-from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,19 +17,38 @@ from service.gateway.admission import Admission
 from service.gateway.responses import envelope, error_headers
 
 _MAX_HEADER_BYTES = 65_536
+_log = logging.getLogger(__name__)
 
 
 class GatewayServer(uvicorn.Server):
-    """A server that is drained by its first SIGTERM or SIGINT: what is new is refused, what runs has `drain_s`."""
+    """A server that `drain` ends. Signals are for its caller to catch."""
 
-    def __init__(self, config: uvicorn.Config, admission: Admission) -> None:
+    def __init__(self, config: uvicorn.Config, admission: Admission, drain_s: float) -> None:
         super().__init__(config)
         self._admission = admission
+        self._drain_s = drain_s
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second SIGINT ends at once."""
+    def drain(self) -> None:
+        """End: what is new is refused, what runs has `drain_s`, then it is cut."""
         self._admission.draining = True
-        super().handle_exit(sig, frame)
+        self.should_exit = True
+
+    def cut(self) -> None:
+        """Close every connection as it is: its client misses the end, and its sequences are cancelled."""
+        if self.server_state.connections:
+            _log.warning("cut %d connection(s) before the end of their answers", len(self.server_state.connections))
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        """Leave the signals alone."""
+        return contextlib.nullcontext()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for what runs, and cut it in time. uvicorn's own limit would log a traceback for each stream."""
+        timer = asyncio.get_running_loop().call_later(self._drain_s, self.cut)
+        await super().shutdown(sockets)
+        timer.cancel()
 
 
 def make_server(app: FastAPI, settings: GatewaySettings) -> GatewayServer:
@@ -47,9 +67,8 @@ def make_server(app: FastAPI, settings: GatewaySettings) -> GatewayServer:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )
-    return GatewayServer(config, app.state.admission)
+    return GatewayServer(config, app.state.admission, settings.drain_s)
 
 
 class GuardedProtocol(HttpToolsProtocol):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from service.supervisor import FIRST_DELAY_S, Supervisor
-from service.worker import EXIT_REFUSED
+from service.worker import EXIT_FAILED, EXIT_REFUSED
 
 SLEEP = "import time; time.sleep(1000)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open({file!r}, 'w'); time.sleep(1000)"
@@ -69,6 +69,22 @@ def test_one_that_is_deaf_to_sigterm_is_killed(tmp_path):
         await wait_for_bytes(file, 0)
         supervisor.stop()
         assert await running == 0
+        assert not is_alive(pids[0])
+
+    asyncio.run(scenario())
+
+
+def test_kill_ends_one_that_is_deaf_without_patience(tmp_path):
+    async def scenario():
+        pids = []
+        file = tmp_path / "ready"
+        supervisor = Supervisor({"deaf": python(DEAF, file=str(file))}, patience_s=1000, on_exit=pids.append)
+        running = asyncio.create_task(supervisor.run())
+        await wait_for_bytes(file, 0)
+        supervisor.stop()
+        await asyncio.sleep(0)
+        supervisor.kill()
+        assert await running == EXIT_FAILED
         assert not is_alive(pids[0])
 
     asyncio.run(scenario())

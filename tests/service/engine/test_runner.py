@@ -20,12 +20,13 @@ PAGE_SIZE = 4
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts=st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), min_size=1, max_size=4),
-    random=st.randoms(use_true_random=False),
+    seed=st.integers(0, 2**32),
 )
 def test_logits_of_any_chunks_beside_strangers_equal_the_full_sequence(
-    gpt: GPT, tokenizer: CharTokenizer, make_claim: Callable[..., Claim], prompts: list[list[int]], random: Random
+    gpt: GPT, tokenizer: CharTokenizer, make_claim: Callable[..., Claim], prompts: list[list[int]], seed: int
 ) -> None:
     """full sequence ≡ prefill + decode ≡ chunked prefill ≡ batched with strangers, for every family (fp32, 1e-5)."""
+    random = Random(seed)
     pool = PagePool(48, PAGE_SIZE)
     kv = PagedKV(gpt.state_spec, 48, PAGE_SIZE, dtype=torch.float32, device=torch.device("cpu"))
     kv.keys.fill_(float("nan"))  # poison: a page read before it is written shows

@@ -150,7 +150,7 @@ def run_gateway(
             task.cancel()
         await asyncio.wait(tasks)
 
-    limits = GatewaySettings(**settings).replace(drain_s=1)
+    limits = GatewaySettings(**({"drain_s": 0.1} | settings))
     app = create_app(home, [MODEL], limits, lifespan=lifespan)
     server = make_server(app, limits)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)

@@ -57,15 +57,6 @@ def test_ready_means_a_worker_for_every_model_and_not_draining(start_gateway, pa
         assert gateway.client.get("/livez").status_code == 200
 
 
-def test_a_stream_that_was_accepted_goes_on_while_the_server_drains(start_gateway):
-    body = {"prompt": "Once", "max_tokens": 200, "stream": True}
-    with start_gateway() as gateway, gateway.client.stream("POST", "/generate", json=body) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        gateway.call(lambda: gateway.server.handle_exit(15, None))
-        assert [line for line in lines if line][-1] == "data: [DONE]"
-
-
 def test_being_busy_is_no_reason_to_be_red(start_gateway):
     body = {"prompt": "mute", "n": 16, "stream": True}
     with start_gateway() as gateway, gateway.client.stream("POST", "/generate", json=body):
