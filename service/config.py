@@ -92,8 +92,8 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     """The queue's lease, in seconds; renewed at 0.3 of it."""
     drain_s: float = 30.0
     """Seconds that running requests may still take after SIGTERM; the rest is handed back."""
-    idle_wait_s: float = 1.0
-    """Seconds of one wait for work while there is none."""
+    idle_wait_s: float = 0.2
+    """Seconds of one wait for work while there is none; an idle worker leaves after one at the latest."""
     max_step_s: float = 15.0
     """Seconds after which a step counts as hung, and the worker ends itself."""
 

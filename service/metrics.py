@@ -43,6 +43,14 @@ class GatewayMetrics:
         self._running = gauge("requests_running", "Sequences in the hands of workers")
         self._queue_tokens = gauge("queue_tokens", "Prompt tokens and max_tokens of what waits")
         self._workers = gauge("workers", "Workers whose lease holds")
+        self._totals = {
+            "resumed": counter("requests_resumed", "Sequences that went on with another worker"),
+            "fenced": counter("fenced_emits", "Emissions refused because the sequence was another worker's"),
+            "quarantined": counter(
+                "requests_quarantined", "Sequences given up because too many workers died with them"
+            ),
+        }
+        self._counted = dict.fromkeys(self._totals, 0)
         family = _ModelFamily(registry)
         self.models = {model: ModelMetrics(family, model) for model in models}
         """The figures of each model, by its name."""
@@ -58,11 +66,15 @@ class GatewayMetrics:
         self._failures.labels(error.code).inc()
 
     def observe_queue(self, stats: QueueStats) -> None:
-        """Set what waits and runs."""
+        """Set what waits and runs, and add to what the queue counts what it has counted since the last time."""
         self._waiting.set(stats.waiting)
         self._running.set(stats.running)
         self._queue_tokens.set(stats.waiting_tokens)
         self._workers.set(stats.workers)
+        for name, total in self._totals.items():
+            so_far = getattr(stats, name)
+            total.inc(so_far - self._counted[name])
+            self._counted[name] = so_far
 
     def render(self) -> bytes:
         """Return the figures of every process in Prometheus' text format."""

@@ -121,3 +121,9 @@ class QueueStats(Wire, frozen=True, kw_only=True):
     """Measured rate at which queued cost ends; 0 while unknown."""
     revisions: frozenset[str] = frozenset()
     """Revisions of the models that these workers serve."""
+    resumed: int = 0
+    """Claims, so far, of requests that another worker had before."""
+    fenced: int = 0
+    """Emissions refused, so far, because the request was another worker's or had ended."""
+    quarantined: int = 0
+    """Requests ended, so far, because too many workers died with them."""

@@ -17,7 +17,9 @@ from training.config import BudgetConfig, ModelConfig, TrainConfig
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
-torch.set_num_threads(1)  # tests run side by side; threads that spin while they wait starve the others
+# Tests run side by side: threads that spin while they wait starve the others, here and in the processes of a test.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SHAPES = {
     "qwen3": {},

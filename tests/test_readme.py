@@ -44,7 +44,7 @@ def test_the_quickstarts_curl_streams_text(server):
     done = subprocess.run(["curl", *aimed], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     *frames, last = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line.startswith("data: ")]
     assert last == "[DONE]"
-    assert "".join(json.loads(frame)["text"] for frame in frames)
+    assert any(json.loads(frame)["token_ids"] for frame in frames)
     assert json.loads(frames[-1])["finish_reason"] in {"length", "stop"}
 
 

@@ -37,9 +37,9 @@ def train(
     show_presets: Annotated[bool, typer.Option("--list", help="Print the presets and stop.")] = False,
 ) -> None:
     """Train a model and keep its best checkpoint in OUT/checkpoint. Ctrl-C saves; --resume goes on."""
-    console = Console()
+    console = _console()
     if show_presets:
-        console.print(_preset_table())
+        console.print(_preset_table(), soft_wrap=False)
         return
     folder = out or Path("runs") / Path(preset).stem
     _run(_train_config(preset, overrides or [], folder if resume else None), data, folder, resume, console)
@@ -119,7 +119,7 @@ def evaluate(
     prepared = encode_splits(config.data, load_corpus(config.data.corpus, data), loaded.tokenizer)
     context = loaded.model.config.context_length
     result = evaluate_model(loaded.model, prepared, context, dtype=arithmetic)
-    console = Console()
+    console = _console()
     console.print(
         f"whole validation split: {result.loss:.4f} nats a token, {result.nats_per_char:.4f} nats a "
         f"character, {result.bits_per_byte:.4f} bits a byte"
@@ -163,6 +163,10 @@ def sample(
             break
         text.append(token_id)
     sys.stdout.write(prompt + tokenizer.decode(text) + "\n")
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True)  # lines stay whole where there is no terminal
 
 
 def _preset_table() -> Table:

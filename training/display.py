@@ -68,7 +68,7 @@ class Display:
         if event.random_estimate is not None:
             self._console.print(f"validation as nanoGPT estimates it (200 random batches): {event.random_estimate:.4f}")
         if event.text:
-            self._console.print(Text(event.text, style="dim"), soft_wrap=True)
+            self._console.print(Text(event.text, style="dim"))
 
     def _pace(self, event: StepEvent) -> tuple[float, float]:
         """Return tokens a second and seconds left, both since the first step that this display saw."""

@@ -1,7 +1,7 @@
 """The queue's two faces. One contract, kept by every home (`local`, later `redis`); tests/contracts holds it.
 
-What is promised: every accepted request reaches exactly one terminal state; no token is delivered twice, out of order, or
-contradicting what was delivered, through the death of any worker. The token log is the truth; a watcher reads it.
+What is promised: every accepted request reaches exactly one terminal state; no token is delivered twice, out of order,
+or contradicting what was delivered, through the death of any worker. The token log is the truth; a watcher reads it.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +21,7 @@ class GatewayQueue(Protocol):
         """
 
     def watch(self, request_id: str) -> AsyncIterator[Update]:
-        """Yield everything from the first token on, in order and without gaps, and at last the update with its `end`."""
+        """Yield everything from the first token on, in order, without gaps, and at last the update with its `end`."""
 
     async def cancel(self, request_id: str) -> None:
         """End a request: at once if it waits, else at its worker's next emission. Unknown or ended: no error."""
@@ -37,7 +37,7 @@ class WorkerQueue(Protocol):
         """Say which models (name → revision) this worker serves; ready from now on."""
 
     def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
-        """Take up to `max_requests`, oldest first; wait up to `wait_s` for the first. Epoch grows by one for each."""
+        """Take up to `max_requests`, oldest first; wait up to `wait_s` for the first. Epochs grow."""
 
     def emit(self, emissions: Sequence[Emission]) -> list[EmitStatus]:
         """Append one step's tokens and ends, one status each; renews the lease."""

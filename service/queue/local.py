@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import time
 from bisect import bisect_left, insort
 from collections import defaultdict, deque
@@ -42,8 +43,9 @@ class LocalQueue:
         self._workers: dict[str, _Worker] = {}
         self._ended: deque[tuple[float, str]] = deque()
         self._arrivals = itertools.count()
-        self._work_came: set[asyncio.Event] = set()
+        self._idle: dict[str, asyncio.Event] = {}
         self._drain = DrainRate()
+        self._num_resumed = self._num_fenced = self._num_quarantined = 0
 
     # The gateway's face
 
@@ -91,6 +93,9 @@ class LocalQueue:
             workers=len(alive),
             drain_tokens_per_s=self._drain.tokens_per_s,
             revisions=frozenset(revision for worker in alive for revision in worker.models.values()),
+            resumed=self._num_resumed,
+            fenced=self._num_fenced,
+            quarantined=self._num_quarantined,
         )
 
     # The workers' verbs
@@ -101,12 +106,14 @@ class LocalQueue:
         self._workers[worker] = _Worker(models, self._clock() + self._settings.lease_s)
 
     async def claim(self, worker: str, max_requests: int, wait_s: float) -> list[Claim]:
-        """Take up to `max_requests`, oldest first; wait up to `wait_s` for the first. None to one without a lease."""
+        """Take up to `max_requests`, oldest first; wait up to `wait_s` for the first. None to one without a lease.
+
+        Idle workers of a model share what waits for it.
+        """
         claims = self._take(worker, max_requests)
         if claims or wait_s <= 0:
             return claims
-        work_came = asyncio.Event()
-        self._work_came.add(work_came)
+        work_came = self._idle[worker] = asyncio.Event()
         try:
             async with asyncio.timeout(wait_s):
                 while not claims:
@@ -116,13 +123,15 @@ class LocalQueue:
         except TimeoutError:
             pass
         finally:
-            self._work_came.discard(work_came)
+            del self._idle[worker]
         return claims
 
     def emit(self, worker: str, emissions: Sequence[Emission]) -> list[EmitStatus]:
         """Append one step's tokens and ends, one status each; renews the lease. A GAP takes the request back."""
         self.renew(worker)
-        return [self._append(worker, emission) for emission in emissions]
+        statuses = [self._append(worker, emission) for emission in emissions]
+        self._num_fenced += statuses.count(EmitStatus.FENCED)
+        return statuses
 
     def renew(self, worker: str) -> bool:
         """Renew the lease; False when it was lost."""
@@ -164,12 +173,14 @@ class LocalQueue:
         if not self.renew(worker):
             return []
         holder, now = self._workers[worker], self._pass_time()
+        share = min(max_requests, self._share(worker))
         claims: list[Claim] = []
-        while len(claims) < max_requests and (entry := self._oldest(holder.models)) is not None:
+        while len(claims) < share and (entry := self._oldest(holder.models)) is not None:
             if not self._end_if_called_off(entry):
                 self._leave_line(entry)
                 holder.claims[entry.request.id] = entry
                 claims.append(entry.claim(worker, now))
+        self._num_resumed += sum(claim.epoch > 1 for claim in claims)
         return claims
 
     def _append(self, worker: str, emission: Emission) -> EmitStatus:
@@ -208,6 +219,7 @@ class LocalQueue:
         if not self._end_if_called_off(entry) and entry.attempts >= self._settings.max_attempts:
             error = f"{entry.attempts} workers failed with this request: it is given up"
             self._finish(entry, End(finish_reason="error", error=error))
+            self._num_quarantined += 1
 
     def _end_if_called_off(self, entry: Entry) -> bool:
         end = entry.called_off(self._clock())
@@ -230,7 +242,7 @@ class LocalQueue:
     def _enqueue(self, entry: Entry) -> None:
         insort(self._line(entry), entry, key=_arrival)  # one that comes back is older than most: near the front
         self._waiting_tokens += entry.request.cost
-        for work_came in self._work_came:
+        for work_came in self._idle.values():
             work_came.set()
 
     def _leave_line(self, entry: Entry) -> None:
@@ -248,6 +260,14 @@ class LocalQueue:
     def _oldest(self, models: dict[str, str]) -> Entry | None:
         heads = [line[0] for served in models.items() if (line := self._lines.get(served))]
         return min(heads, key=_arrival, default=None)
+
+    def _share(self, worker: str) -> int:
+        """Return how many of the requests that wait are for `worker`, when others are idle as well."""
+        served = self._workers[worker].models.items()
+        waiting = sum(len(self._lines.get(line, ())) for line in served)
+        idle = [self._workers[name] for name in self._idle if name != worker and name in self._workers]
+        num_takers = 1 + sum(not served.isdisjoint(other.models.items()) for other in idle)
+        return math.ceil(waiting / num_takers)
 
     def _num_waiting(self) -> int:
         return sum(map(len, self._lines.values()))

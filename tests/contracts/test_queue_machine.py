@@ -44,6 +44,7 @@ class Machine(RuleBasedStateMachine):
         self.watchers = {}
         self.workers = []
         self.claims = []
+        self.resumed = self.fenced = 0
 
     # Rules
 
@@ -77,6 +78,7 @@ class Machine(RuleBasedStateMachine):
             model = self.models[claim.request.id]
             assert claim.epoch > model.epoch
             assert list(claim.token_ids) == model.log
+            self.resumed += model.epoch > 0
             model.epoch, model.holder = claim.epoch, worker
             self.claims.append((worker, claim))
 
@@ -169,6 +171,8 @@ class Machine(RuleBasedStateMachine):
         assert stats.waiting == sum(model.holder is None for model in open_)
         assert stats.waiting_tokens == 8 * stats.waiting
         assert stats.workers == len(self.workers)
+        assert (stats.resumed, stats.fenced) == (self.resumed, self.fenced)
+        assert stats.quarantined == sum(model.finish_reason == "error" for model in self.models.values())
 
     @invariant()
     def watchers_saw_every_token_once(self):
@@ -205,6 +209,7 @@ class Machine(RuleBasedStateMachine):
     def send(self, worker, claim, base, token_ids, end):
         emission = Emission(id=claim.request.id, epoch=claim.epoch, base=base, token_ids=token_ids, end=end)
         [status] = worker.emit([emission])
+        self.fenced += status is FENCED
         return status
 
     def running(self):

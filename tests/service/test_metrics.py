@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 
 from service.errors import QueueFull
@@ -65,6 +66,17 @@ def test_depth_and_workers_are_those_of_the_queue():
     metrics.observe_queue(QueueStats(waiting=3, running=2, waiting_tokens=70, workers=1, drain_tokens_per_s=9.0))
     text = metrics.render().decode()
     for line in ("requests_waiting 3.0", "requests_running 2.0", "queue_tokens 70.0", "workers 1.0"):
+        assert f"minigpt_{line}\n" in text
+
+
+def test_what_the_queue_counts_is_shown_once_however_often_it_is_read():
+    metrics = GatewayMetrics(CollectorRegistry(), ["tiny"])
+    stats = QueueStats(waiting=0, running=0, waiting_tokens=0, workers=1, drain_tokens_per_s=0.0, resumed=2, fenced=5)
+    later = msgspec.structs.replace(stats, resumed=3, quarantined=1)
+    for seen in (stats, stats, later):
+        metrics.observe_queue(seen)
+    text = metrics.render().decode()
+    for line in ("requests_resumed_total 3.0", "fenced_emits_total 5.0", "requests_quarantined_total 1.0"):
         assert f"minigpt_{line}\n" in text
 
 

@@ -7,9 +7,9 @@ from service.protocol import Request, SamplingParams
 from service.queue.local import LocalQueue
 
 
-def make_request(request_id: str, num_prompt: int = 3) -> Request:
+def make_request(request_id: str, num_prompt: int = 3, model: str = "tiny") -> Request:
     params = SamplingParams(max_tokens=5, seed=1)
-    return Request(id=request_id, model="tiny", revision="r1", token_ids=tuple(range(num_prompt)), params=params)
+    return Request(id=request_id, model=model, revision="r1", token_ids=tuple(range(num_prompt)), params=params)
 
 
 class ReapingQueue(LocalQueue):
@@ -46,6 +46,21 @@ def test_nobody_is_blamed_for_a_sleep_of_the_queues_own_process():
             await asyncio.sleep(0.01)
         assert (await queue.stats()).workers == 1
         reaping.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_idle_workers_share_what_comes_at_once_and_a_lone_one_takes_all():
+    async def scenario():
+        queue = LocalQueue(QueueSettings())
+        for worker, model in {"a": "tiny", "b": "tiny", "c": "big"}.items():
+            queue.register(worker, {model: "r1"})
+        waiting = [asyncio.create_task(queue.claim(worker, 8, wait_s=20.0)) for worker in "abc"]
+        await asyncio.sleep(0)
+        await queue.submit([make_request(f"r{i}") for i in range(5)] + [make_request("big", model="big")])
+        assert [len(claims) for claims in await asyncio.gather(*waiting)] == [3, 2, 1]
+        await queue.submit([make_request(f"s{i}") for i in range(5)])
+        assert len(await queue.claim("b", 8, wait_s=20.0)) == 5
 
     asyncio.run(scenario())
 

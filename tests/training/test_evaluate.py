@@ -1,0 +1,67 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from training.config import DataConfig
+from training.data.corpus import Corpus
+from training.data.prepare import PreparedData, encode_splits
+from training.evaluate import evaluate, random_estimate
+from training.models.gpt import GPT
+from training.tokenizers.bpe import BpeTokenizer
+from training.tokenizers.char import CharTokenizer
+
+TEXT = "né voilà, a text of several lines;\n" * 40
+
+
+@pytest.fixture(params=["char", "bpe"])
+def data(request: pytest.FixtureRequest) -> PreparedData:
+    tokenizer = CharTokenizer.train([TEXT]) if request.param == "char" else BpeTokenizer.train([TEXT], 270)
+    return encode_splits(DataConfig(), Corpus(name="text", documents=(TEXT,)), tokenizer)
+
+
+def test_every_token_but_the_first_is_predicted_once_from_its_own_window(
+    make_gpt: Callable[..., GPT], data: PreparedData
+) -> None:
+    context = 16
+    model = make_gpt(vocab_size=data.tokenizer.vocab_size, context_length=context)
+    ids = data.validation.tolist()
+    losses = []
+    for at in range(1, len(ids)):
+        first = (at - 1) // context * context
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids[first:at]]))[0, -1]
+        losses.append(-float(logits.log_softmax(-1)[ids[at]]))
+    result = evaluate(model, data, context)
+    assert result.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_a_model_that_knows_nothing_costs_ln_v_however_it_is_counted(data: PreparedData) -> None:
+    class Uniform(torch.nn.Linear):
+        def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(*token_ids.shape, data.tokenizer.vocab_size)
+
+    result = evaluate(Uniform(1, 1), data, 8)
+    nats = math.log(data.tokenizer.vocab_size)
+    tokens_a_char = len(data.validation) / data.validation_chars
+    assert result.loss == pytest.approx(nats, rel=1e-5)
+    assert result.nats_per_char == pytest.approx(nats * tokens_a_char, rel=1e-5)
+    text = data.tokenizer.decode(data.validation.tolist())
+    bits = nats * len(data.validation) / len(text.encode()) / math.log(2)
+    assert result.bits_per_byte == pytest.approx(bits, rel=1e-5)
+    if data.tokenizer.kind == "char":
+        assert result.nats_per_char == pytest.approx(result.loss)
+
+
+def test_the_random_estimate_is_near_the_whole_and_repeats(make_gpt: Callable[..., GPT], data: PreparedData) -> None:
+    model = make_gpt(vocab_size=data.tokenizer.vocab_size)
+    estimates = [random_estimate(model, data.validation, 16, batch_size=4, seed=s) for s in (1, 1, 2)]
+    assert estimates[0] == estimates[1] != estimates[2]
+    assert estimates[0] == pytest.approx(evaluate(model, data, 16).loss, rel=0.05)
+
+
+def test_evaluation_leaves_the_models_mode(make_gpt: Callable[..., GPT], data: PreparedData) -> None:
+    model = make_gpt(vocab_size=data.tokenizer.vocab_size, dropout=0.5).train()
+    assert evaluate(model, data, 16) == evaluate(model, data, 16)
+    assert model.training
