@@ -75,7 +75,7 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights, keys and values; `auto` is fp32 on a CPU, so that a seed fixes the text, and bf16 on a GPU that has it."""
+    """Of weights, keys and values; `auto` is fp32 on a CPU, so that a seed fixes the text, else bf16 if there is."""
 
     def __post_init__(self) -> None:
         for field in ("max_num_seqs", "max_step_tokens", "page_size"):

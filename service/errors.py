@@ -93,7 +93,7 @@ class QueueFull(ServiceError):
 
 
 class EngineFailure(ServiceError):
-    """This request failed in the engine, or its workers died too often."""
+    """The engine failed with this request, or its workers died too often."""
 
     status = 500
     code = "engine_failure"
