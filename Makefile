@@ -8,6 +8,7 @@ INDEX ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
+KERNELS := service/engine/kernels/step.cpp
 INDEX_URL := $(if $(findstring ://,$(INDEX)),$(INDEX),https://download.pytorch.org/whl/$(INDEX))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(if $(INDEX),--extra-index-url $(INDEX_URL))
 
@@ -31,13 +32,13 @@ bench: .venv/.installed-dev
 	$(BIN)/minigpt bench http
 	$(BIN)/minigpt bench train
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv build *.egg-info service/engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
-.venv/.installed: pyproject.toml | $(BIN)/python
+.venv/.installed: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(PIP) -e '.[train]'
 	@touch $@
-.venv/.installed-dev: pyproject.toml | $(BIN)/python
+.venv/.installed-dev: pyproject.toml $(KERNELS) | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $@ .venv/.installed

@@ -51,7 +51,10 @@ app.add_typer(training_app)
 app.add_typer(bench_app, name="bench", context_settings={"obj": BUNDLED})
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, fp32 or bf16: arithmetic of the matrix products.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto, fp32 or bf16. auto: fp32 on a CPU, where a seed then fixes the text; bf16 on a GPU.")
+]
+KernelsOption = Annotated[str, typer.Option(help="auto, native or torch. auto: the native kernels where they can.")]
 NumSeqsOption = Annotated[int, typer.Option(help="Sequences computed at once.")]
 StepTokensOption = Annotated[int, typer.Option(help="Tokens computed at once, prefill included.")]
 KvCacheOption = Annotated[int | None, typer.Option(help="MiB for keys and values. Default: as many as are useful.")]
@@ -72,6 +75,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of each model.")] = 1,
     device: DeviceOption = ENGINE.device,
     dtype: DtypeOption = ENGINE.dtype,
+    kernels: KernelsOption = ENGINE.kernels,
     max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
     max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
     kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
@@ -115,6 +119,7 @@ def worker(
     model: Annotated[str, typer.Option(metavar="[NAME=]FOLDER", help="Checkpoint to compute with.")],
     device: DeviceOption = ENGINE.device,
     dtype: DtypeOption = ENGINE.dtype,
+    kernels: KernelsOption = ENGINE.kernels,
     max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
     max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
     kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,

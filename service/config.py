@@ -77,6 +77,9 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Of weights, keys and values; `auto` is fp32 on a CPU, so that a seed fixes the text, else bf16 if there is."""
 
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """Who computes: the native kernels (fp32 on a CPU, the Qwen3 layout), or torch; `auto`: native where it can."""
+
     def __post_init__(self) -> None:
         for field in ("max_num_seqs", "max_step_tokens", "page_size"):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")

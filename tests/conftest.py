@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 SHAPES = {
     "qwen3": {},
-    "grouped": {"n_head": 4, "n_kv_head": 2, "head_dim": 6},
+    "grouped": {"n_head": 4, "n_kv_head": 2, "head_dim": 16},
     "gpt2": {
         "position": "learned",
         "norm": "layernorm",
@@ -54,7 +54,7 @@ def make_gpt(tokenizer: CharTokenizer) -> Callable[..., GPT]:
     """A tiny GPT in evaluation mode whose every weight is random: initial zeros would hide what a branch does."""
 
     def make(seed: int = 0, **shape: object) -> GPT:
-        small = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 24}
+        small = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 32}
         model = GPT(ModelConfig(**(small | shape)))  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
-from service.engine.runner import ModelRunner
 from service.engine.sampler import sample
 from service.engine.scheduler import Scheduler, Work
 from service.engine.sequence import Sequence
@@ -32,6 +32,13 @@ class StepStats(NamedTuple):
     num_preempted: int = 0
 
 
+class Runner(Protocol):
+    """What computes a step."""
+
+    def run(self, works: list[Work]) -> Tensor:
+        """Compute the works; return the logits of those that sample, in their order, `(S, V)` float32."""
+
+
 class Engine:
     """Continues sequences.
 
@@ -48,7 +55,7 @@ class Engine:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         pool: PagePool,
         tokenizer: Tokenizer,
         *,

@@ -1,12 +1,14 @@
 """From a checkpoint folder to an engine: device, arithmetic, and how much memory keys and values get."""
 
+import logging
 from pathlib import Path
 
 import psutil
 import torch
 
 from service.config import EngineSettings
-from service.engine.engine import Engine
+from service.engine.engine import Engine, Runner
+from service.engine.native import NativeRunner, why_not_native
 from service.engine.paged_kv import PagedKV
 from service.engine.runner import ModelRunner
 from service.engine.state_pool import PagePool
@@ -17,6 +19,8 @@ from training.models.devices import choose_device, choose_dtype
 from training.models.gpt import GPT
 from training.tokenizers.base import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 MEMORY_SHARE = 0.5
 """Of the free memory that keys and values may take where no setting says how much."""
 
@@ -26,7 +30,8 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
 
     Raises:
         CheckpointError: the folder is refused.
-        SettingError: the memory for keys and values does not hold one full context.
+        SettingError: the memory for keys and values does not hold one full context, or native kernels are demanded
+            that cannot serve here.
     """
     loaded = load_model(checkpoint, settings)
     return make_engine(loaded.model, loaded.tokenizer, settings)
@@ -50,9 +55,8 @@ def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, n
     weight = model.lm_head.weight
     spec = model.state_spec
     num_pages = num_pages or count_pages(spec, settings, weight.dtype, weight.device)
-    kv = PagedKV(spec, num_pages, settings.page_size, dtype=weight.dtype, device=weight.device)
     return Engine(
-        ModelRunner(model.eval(), kv),
+        _make_runner(model.eval(), num_pages, settings),
         PagePool(num_pages, settings.page_size),
         tokenizer,
         max_context=spec.max_context,
@@ -60,6 +64,19 @@ def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, n
         max_step_tokens=settings.max_step_tokens,
         device=weight.device,
     )
+
+
+def _make_runner(model: GPT, num_pages: int, settings: EngineSettings) -> Runner:
+    obstacle = None if settings.kernels == "torch" else why_not_native(model, settings.page_size)
+    if settings.kernels != "torch" and obstacle is None:
+        return NativeRunner(model, num_pages, settings.max_step_tokens)
+    if settings.kernels == "native":
+        raise SettingError(f"kernels = 'native': {obstacle}; choose auto or torch")
+    if obstacle is not None:
+        logger.info("torch computes, not the native kernels: %s", obstacle)
+    weight = model.lm_head.weight
+    kv = PagedKV(model.state_spec, num_pages, settings.page_size, dtype=weight.dtype, device=weight.device)
+    return ModelRunner(model, kv)
 
 
 def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> int:

@@ -4,19 +4,33 @@ import pytest
 
 from service.config import EngineSettings
 from service.engine.engine import Engine
+from service.engine.kernels.library import load_kernels
 from service.engine.loading import make_engine
 from service.protocol import Claim, Request, SamplingParams
 from training.models.gpt import GPT
+from training.models.layouts import is_portable
 from training.tokenizers.char import CharTokenizer
 
 MakeEngine = Callable[..., Engine]
 
 
-@pytest.fixture
-def engine_of(tokenizer: CharTokenizer) -> MakeEngine:
+@pytest.fixture(params=["native", "torch"])
+def engine_of(request: pytest.FixtureRequest, tokenizer: CharTokenizer) -> MakeEngine:
+    """Make small engines: with the native kernels for what they cover, and with torch for everything.
+
+    `num_pages` counts pages of 4 tokens; the kernels' pages have 16.
+    """
+
     def make(model: GPT, num_pages: int | None = None, **settings: object) -> Engine:
         small = {"max_num_seqs": 8, "max_step_tokens": 16, "page_size": 4, "device": "cpu", "dtype": "fp32"}
-        return make_engine(model, tokenizer, EngineSettings(**(small | settings)), num_pages=num_pages)
+        native = {"page_size": 16, "kernels": "native"}
+        if request.param == "torch" or not is_portable(model.config):
+            native = {"kernels": "torch"}
+        elif load_kernels() is None:
+            pytest.skip("no native kernels: the package was installed without a C++ compiler")
+        chosen = EngineSettings(**(small | native | settings))
+        num_pages = num_pages and num_pages * 4 // chosen.page_size
+        return make_engine(model, tokenizer, chosen, num_pages=num_pages)
 
     return make
 

@@ -14,7 +14,7 @@ from training.models.layouts import from_hf_config, gpt2_config, gpt2_weights, t
 from training.objectives import cross_entropy
 from training.tokenizers.char import CharTokenizer
 
-GROUPED = {"n_head": 4, "n_kv_head": 2, "head_dim": 6}
+GROUPED = {"n_head": 4, "n_kv_head": 2, "head_dim": 16}
 
 
 def tokens(model: GPT, shape: tuple[int, int] = (2, 40)) -> Tensor:
