@@ -10,10 +10,17 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("training", "service") for path in (ROOT / package).rglob("*.py"))
 WITH_TORCH = (
     "service.bench.*",
-    *("service.engine.engine", "service.engine.loading", "service.engine.paged_kv"),
+    *("service.engine.engine", "service.engine.loading", "service.engine.native", "service.engine.paged_kv"),
     *("service.engine.runner", "service.engine.sampler"),
     *("training.checkpoint", "training.data.batches", "training.display", "training.evaluate"),
-    *("training.models.*", "training.objectives", "training.optim", "training.resume", "training.sample"),
+    *(
+        "training.models.*",
+        "training.muon",
+        "training.objectives",
+        "training.optim",
+        "training.resume",
+        "training.sample",
+    ),
     "training.trainer",
 )
 """Who may load torch; every module that is new must do without, or be listed."""
