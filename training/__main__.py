@@ -126,7 +126,12 @@ def evaluate(
     )
     if estimate:
         value = random_estimate(
-            loaded.model, prepared.validation, context, batch_size=config.run.batch_size, seed=config.run.seed, dtype=arithmetic
+            loaded.model,
+            prepared.validation,
+            context,
+            batch_size=config.run.batch_size,
+            seed=config.run.seed,
+            dtype=arithmetic,
         )
         console.print(f"nanoGPT's estimate (200 random batches): {value:.4f} nats a token")
 
