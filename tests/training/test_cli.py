@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,19 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path, corpus: Path, preset: P
     done = run(tmp_path, *arguments[:-2], "--resume", "--set", f"budget.steps={step + 3}")
     assert done.returncode == 0, done.stderr
     assert read_events(out / "log.jsonl")[-1]["step"] == step + 3
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_run_saves_plain_names_and_resumes_without_the_compiler(
+    tmp_path: Path, corpus: Path, preset: Path
+) -> None:
+    arguments = ["train", preset, "--data", corpus, "--out", tmp_path / "run"]
+    compiled = run(tmp_path, *arguments, "--set", "run.compile=true", "--set", "budget.steps=4")
+    assert compiled.returncode == 0, compiled.stderr
+    names = safetensors.torch.load_file(tmp_path / "run" / "checkpoint" / "model.safetensors").keys()
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    resumed = run(tmp_path, *arguments, "--resume", "--set", "run.compile=false", "--set", "budget.steps=6")
+    assert resumed.returncode == 0, resumed.stderr
 
 
 def test_list_shows_every_preset(tmp_path: Path) -> None:

@@ -135,3 +135,14 @@ def test_accumulated_micro_batches_are_one_batch(
     for first, second in zip(steps(finish(once)), steps(finish(twice)), strict=True):
         assert first.tokens == second.tokens
         assert first.loss == pytest.approx(second.loss, abs=1e-4)
+
+
+def test_without_a_compiler_a_run_says_so_and_goes_on(
+    make_config: MakeConfig, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+    config = make_config(run={"compile": True}, budget={"steps": 1})
+    finish(Trainer(config, prepared, tmp_path / "run", notice=said.append))
+    assert len(said) == 1
+    assert "g++" in said[0]

@@ -47,7 +47,8 @@ def test_the_rate_rises_then_falls_to_a_tenth():
 
 
 def test_both_learn_and_are_evaluated_at_the_end(data, tmp_path):
-    config = load_config("nanogpt-cpu", ["run.device=cpu", "run.dtype=fp32", "budget.steps=12", "run.sample_tokens=0"])
+    small = ["run.device=cpu", "run.dtype=fp32", "run.compile=false", "run.sample_tokens=0", "budget.steps=12"]
+    config = load_config("nanogpt-cpu", small)
     result = TrainBench(config, data, tmp_path).measure(steps=6, rounds=2, to_the_end=True)
     uniform = torch.tensor(len(set(TEXT))).log().item()
     for loss in (result.minigpt_loss, result.nanogpt_loss):
