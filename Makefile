@@ -1,6 +1,7 @@
 # Everything starts from a bare machine: each target makes .venv and installs what it needs, once.
 #   make serve                serve the bundled checkpoint on 127.0.0.1:8000
 #   make test                 every test; make check: format, lint, types, import rules
+#   make bench DATA=FILE      the figures; DATA: a copy of Tiny-Shakespeare where there is no network
 #   make install INDEX=cpu    choose torch's build: cpu, cu130, ... or the address of a package index
 
 PYTHON ?= python3.11
@@ -30,7 +31,7 @@ fmt: .venv/.installed-dev
 bench: .venv/.installed-dev
 	$(BIN)/minigpt bench engine
 	$(BIN)/minigpt bench http
-	$(BIN)/minigpt bench train
+	$(BIN)/minigpt bench train $(if $(DATA),--data $(DATA))
 clean:
 	rm -rf .venv build *.egg-info service/engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
