@@ -16,6 +16,8 @@ from training.errors import ConfigError
 Activation = Literal["swiglu", "gelu"]
 Normalization = Literal["rmsnorm", "layernorm"]
 Position = Literal["rope", "learned"]
+BUDGET_UNITS = ("steps", "epochs", "tokens", "minutes")
+"""Of these a budget gives exactly one."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +170,7 @@ class BudgetConfig(Settings, frozen=True, kw_only=True):
     """Stop after this many evaluations in a row without a new best."""
 
     def __post_init__(self) -> None:
-        given = {f: v for f in ("steps", "epochs", "tokens", "minutes") if (v := getattr(self, f)) is not None}
+        given = {f: v for f in BUDGET_UNITS if (v := getattr(self, f)) is not None}
         require(len(given) == 1, "budget", given, "give exactly one of steps, epochs, tokens, minutes")
         for field, value in given.items():
             require(value > 0, field, value, "greater than 0")
@@ -283,7 +285,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
     table = tables.setdefault(keys[0], {})
     if not isinstance(table, dict):
         raise ConfigError(f"--set {override}: '{keys[0]}' is no table")
-    if keys[0] == "budget" and keys[1] in ("steps", "epochs", "tokens", "minutes"):
-        for other in ("steps", "epochs", "tokens", "minutes"):
+    if keys[0] == "budget" and keys[1] in BUDGET_UNITS:
+        for other in BUDGET_UNITS:
             table.pop(other, None)  # a new budget replaces the preset's
     table[keys[1]] = value

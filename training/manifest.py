@@ -1,7 +1,8 @@
 """What a checkpoint folder says of itself, readable without torch.
 
-A checkpoint folder is a Hugging Face model folder (`config.json`, `model.safetensors`, `tokenizer.json`) with a
-`manifest.json` that names every file's hash. `docs/checkpoint-format.md` tells the whole format.
+A checkpoint folder is a Hugging Face model folder (`config.json`, `model.safetensors`, `tokenizer.json` and its
+`tokenizer_config.json`) with a `manifest.json` that names every file's hash. `docs/checkpoint-format.md` tells the
+whole format.
 """
 
 import hashlib

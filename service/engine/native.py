@@ -55,6 +55,7 @@ class NativeRunner:
         self._kept: list[Tensor] = []  # what the pointers below point to
         self._model = self._describe(model)
         self._room = self._scratch(config, max_step_tokens)
+        self._pointers = {name: tensor.data_ptr() for name, tensor in self._room.items()}
 
     def run(self, works: Ordered[Work]) -> Tensor:
         """Compute the works; return the logits of those that sample, in their order, `(S, V)` float32."""
@@ -70,9 +71,8 @@ class NativeRunner:
             np.asarray([page for work in works for page in work.sequence.page_table], dtype=np.int64),
             np.asarray([end - 1 for work, end in zip(works, ends, strict=True) if work.samples], dtype=np.int64),
         ]
-        step = Step(len(token_ids), len(inputs[-1]), torch.get_num_threads(), *(array.ctypes.data for array in inputs))
-        for name, room in self._room.items():
-            setattr(step, name, room.data_ptr())
+        counts = (len(token_ids), len(inputs[-1]), torch.get_num_threads())
+        step = Step(*counts, *(array.ctypes.data for array in inputs), **self._pointers)
         self._step(ctypes.byref(self._model), ctypes.byref(step))
         return self._room["logits"][: step.num_samples, : self._vocab_size]
 
