@@ -12,6 +12,14 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A frozen message."""
 
 
+class Grammar(Wire, frozen=True, kw_only=True):
+    """What the generated text must be."""
+
+    kind: Literal["regex", "json_schema"]
+    source: str
+    """The expression, or the schema as JSON."""
+
+
 class SamplingParams(Wire, frozen=True, kw_only=True):
     """How the next token is drawn. Ranges are checked where a request enters (`gateway.schemas`)."""
 
@@ -31,6 +39,11 @@ class SamplingParams(Wire, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     stop: tuple[str, ...] = ()
     """Strings that end the text; the text ends before them."""
+    grammar: Grammar | None = None
+    logprobs: int | None = None
+    """Likeliest ids told beside each generated token, with log-probabilities; 0: of the token alone; `None`: nothing."""
+    prompt_logprobs: bool = False
+    """Whether the same is told of the prompt's tokens; takes `logprobs`."""
 
 
 class Request(Wire, frozen=True, kw_only=True):
@@ -44,6 +57,8 @@ class Request(Wire, frozen=True, kw_only=True):
     params: SamplingParams
     deadline: float | None = None
     """Seconds of the queue's clock (Unix time) after which nobody waits for the answer."""
+    tenant: str = ""
+    """Whose it is; nothing cached for one tenant is ever used for another."""
 
     @property
     def cost(self) -> int:
@@ -74,6 +89,15 @@ class Claim(Wire, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] = ()
 
 
+class TokenLogprobs(Wire, frozen=True, kw_only=True):
+    """How likely one token was before it came, in nats, from the model's own logits: before any bias or filter."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest ids, likeliest first."""
+
+
 class Emission(Wire, frozen=True, kw_only=True):
     """What one step added to one request."""
 
@@ -82,6 +106,10 @@ class Emission(Wire, frozen=True, kw_only=True):
     base: int
     """Tokens logged before these."""
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each of `token_ids`, where the request wants them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens but the first, once, where the request wants them."""
     end: End | None = None
 
 
@@ -104,6 +132,8 @@ class Update(Wire, frozen=True, kw_only=True):
     base: int
     token_ids: tuple[int, ...]
     end: End | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     queued_s: float = 0.0
     """Seconds from submit to the first claim."""
 

@@ -36,7 +36,7 @@ class Runner(Protocol):
     """What computes a step."""
 
     def run(self, works: list[Work]) -> Tensor:
-        """Compute the works; return the logits of those that sample, in their order, `(S, V)` float32."""
+        """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
 
 
 class Engine:
@@ -112,7 +112,7 @@ class Engine:
         outputs, self._news = self._news, []
         if works:
             logits = self._runner.run(works)
-            sampled = [work.sequence for work in works if work.samples]
+            sampled = [work.sequence for work in works if work.num_logits]
             token_ids = sample(logits, sampled, self._banned) if sampled else []
             self._advance(works)
             outputs += [self._take(sequence, token) for sequence, token in zip(sampled, token_ids, strict=True)]

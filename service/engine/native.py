@@ -58,7 +58,7 @@ class NativeRunner:
         self._pointers = {name: tensor.data_ptr() for name, tensor in self._room.items()}
 
     def run(self, works: Ordered[Work]) -> Tensor:
-        """Compute the works; return the logits of those that sample, in their order, `(S, V)` float32."""
+        """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
         spans = [(work.sequence.num_computed_tokens, work.num_tokens) for work in works]
         token_ids = [id_ for (s, n), (first, _) in zip(works, spans, strict=True) for id_ in s.token_ids[first:][:n]]
         positions = [position for first, count in spans for position in range(first, first + count)]
@@ -69,7 +69,9 @@ class NativeRunner:
             np.asarray(positions, dtype=np.int64),
             np.repeat(starts, [work.num_tokens for work in works]).astype(np.int64),
             np.asarray([page for work in works for page in work.sequence.page_table], dtype=np.int64),
-            np.asarray([end - 1 for work, end in zip(works, ends, strict=True) if work.samples], dtype=np.int64),
+            np.asarray(
+                [at for w, end in zip(works, ends, strict=True) for at in range(end - w.num_logits, end)], np.int64
+            ),
         ]
         counts = (len(token_ids), len(inputs[-1]), torch.get_num_threads())
         step = Step(*counts, *(array.ctypes.data for array in inputs), **self._pointers)

@@ -25,7 +25,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, works: Ordered[Work]) -> Tensor:
-        """Compute the works; return the logits of those that sample, in their order, `(S, V)` float32."""
+        """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
         ids: list[int] = []
         for sequence, num_tokens in works:
             first = sequence.num_computed_tokens
@@ -33,5 +33,5 @@ class ModelRunner:
         device = self._kv.keys.device
         hidden = self._model.hidden(torch.tensor([ids], device=device), self._kv.state(works))[0]  # (T, C)
         ends = accumulate(work.num_tokens for work in works)
-        last = [end - 1 for work, end in zip(works, ends, strict=True) if work.samples]
-        return self._model.lm_head(hidden[last]).float()
+        wanted = [at for work, end in zip(works, ends, strict=True) for at in range(end - work.num_logits, end)]
+        return self._model.lm_head(hidden[wanted]).float()

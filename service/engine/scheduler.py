@@ -14,9 +14,9 @@ class Work(NamedTuple):
     num_tokens: int
 
     @property
-    def samples(self) -> bool:
-        """Whether the last known token is among them, so that a new one can be drawn."""
-        return self.num_tokens == self.sequence.num_to_compute
+    def num_logits(self) -> int:
+        """Of how many of these tokens, the last ones, the logits are wanted: of none unless the last known is there."""
+        return int(self.num_tokens == self.sequence.num_to_compute)
 
 
 class Scheduler:

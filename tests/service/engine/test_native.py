@@ -51,7 +51,7 @@ class Bench:
             for work in works:
                 assert self.pool.grow(work.sequence, work.sequence.num_computed_tokens + work.num_tokens)
             logits = self.runner.run(works)
-            done = [work.sequence for work in works if work.samples]
+            done = [work.sequence for work in works if work.num_logits]
             results |= {sequences.index(s): row.clone() for s, row in zip(done, logits, strict=True)}
             for work in works:
                 work.sequence.num_computed_tokens += work.num_tokens

@@ -44,7 +44,7 @@ def test_logits_of_any_chunks_beside_strangers_equal_the_full_sequence(
             continue
         works.sort(key=lambda work: work.num_tokens > 1)
         logits = runner.run(works)
-        for row, work in zip(logits, [work for work in works if work.samples], strict=True):
+        for row, work in zip(logits, [work for work in works if work.num_logits], strict=True):
             with torch.inference_mode():
                 expected = gpt(torch.tensor([work.sequence.token_ids]))[0, -1]
             torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)

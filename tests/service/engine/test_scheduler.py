@@ -19,7 +19,7 @@ def make_sequence(tokenizer: CharTokenizer, make_claim: Callable[..., Claim]) ->
 def advance(works: list[Work]) -> list[tuple[str, int]]:
     """Do as the engine does with a step, and return what it was."""
     for work in works:
-        samples = work.samples
+        samples = work.num_logits
         work.sequence.num_computed_tokens += work.num_tokens
         if samples:
             work.sequence.token_ids.append(1)
