@@ -41,7 +41,7 @@ class SamplingParams(Wire, frozen=True, kw_only=True):
     """Strings that end the text; the text ends before them."""
     grammar: Grammar | None = None
     logprobs: int | None = None
-    """Likeliest ids told beside each generated token, with log-probabilities; 0: of the token alone; `None`: nothing."""
+    """Likeliest ids told beside each generated token, with log-probabilities; 0: the token alone; `None`: nothing."""
     prompt_logprobs: bool = False
     """Whether the same is told of the prompt's tokens; takes `logprobs`."""
 
