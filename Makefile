@@ -1,6 +1,8 @@
 # Everything starts from a bare machine: each target makes .venv and installs what it needs, once.
 #   make serve                serve the bundled checkpoint on 127.0.0.1:8000
 #   make test                 every test; make check: format, lint, types, import rules
+#   make check-native         the kernels' tests under AddressSanitizer
+#   make check-gpu            the engine's invariants and figures on a CUDA GPU; skipped where none is
 #   make bench DATA=FILE      the figures; DATA: a copy of Tiny-Shakespeare where there is no network
 #   make install INDEX=cpu    choose torch's build: cpu, cu130, ... or the address of a package index
 
@@ -9,11 +11,13 @@ INDEX ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 BIN := .venv/bin
-KERNELS := service/engine/kernels/step.cpp
+KERNELS := $(wildcard service/engine/kernels/*.?pp)
+SANITIZED := build/sanitized
+SANITIZE := -fsanitize=address -fno-omit-frame-pointer -g
 INDEX_URL := $(if $(findstring ://,$(INDEX)),$(INDEX),https://download.pytorch.org/whl/$(INDEX))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(if $(INDEX),--extra-index-url $(INDEX_URL))
 
-.PHONY: install serve test check fmt bench clean
+.PHONY: install serve test check check-native check-gpu fmt bench clean
 
 install: .venv/.installed
 serve: install
@@ -25,6 +29,18 @@ check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+check-native: .venv/.installed-dev
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)/source
+	cp -r pyproject.toml README.md LICENSE service training $(SANITIZED)/source
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS=-fsanitize=address \
+	$(PIP) --no-deps --no-cache-dir --target $(SANITIZED)/package $(SANITIZED)/source
+	PYTHONPATH=$(SANITIZED)/package MINIGPT_SANITIZED=$(SANITIZED)/package ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	$(BIN)/pytest --timeout 900 tests/service/engine/test_native.py tests/service/engine/test_sampler.py
+check-gpu: .venv/.installed-dev
+	$(BIN)/pytest -n 0 -rs tests/gpu
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(BIN)/minigpt bench engine --device cuda; else echo 'bench engine --device cuda: skipped, no CUDA GPU here'; fi
 fmt: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

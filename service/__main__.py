@@ -1,12 +1,12 @@
 """The command `minigpt`: the only place that chooses implementations and wires them. Only a worker imports torch."""
 
 import asyncio
+import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,25 +23,24 @@ from service.config import (
     WorkerSettings,
     parse_settings,
 )
+from service.engine.kernels.library import best_level
 from service.errors import SettingError, Unavailable
 from service.logs import configure_logging
-from service.queue.link import LinkQueue, queue_url, serve_link, socket_path
+from service.queue.link import LinkQueue, queue_url, socket_path
 from service.queue.local import LocalQueue
-from service.supervisor import Supervisor
+from service.serving import serve_models
 from service.worker import EXIT_FAILED, Worker, run_until_stopped
 from training.__main__ import app as training_app
 from training.command_line import run
 from training.config import Settings
-from training.manifest import TOKENIZER, read_manifest, resolve_checkpoint
-from training.tokenizers.loading import load_tokenizer
+from training.manifest import read_manifest, resolve_checkpoint
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
-    from service.gateway.admission import ServedModel
+
+logger = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "checkpoints" / "shakespeare"
-KILL_AFTER_S = 5.0
-"""Seconds beyond its drain that a worker has to end."""
 GATEWAY, QUEUE, ENGINE, WORKER = GatewaySettings(), QueueSettings(), EngineSettings(), WorkerSettings()
 
 app = typer.Typer(
@@ -52,11 +51,14 @@ app.add_typer(bench_app, name="bench", context_settings={"obj": BUNDLED})
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[
-    str, typer.Option(help="auto, fp32 or bf16. auto: fp32 on a CPU, where a seed then fixes the text; bf16 on a GPU.")
+    str, typer.Option(help="auto, fp32, bf16 or int8. auto: int8 with the native kernels, bf16 on a GPU, else fp32.")
 ]
-KernelsOption = Annotated[str, typer.Option(help="auto, native or torch. auto: the native kernels where they can.")]
+KernelsOption = Annotated[
+    str, typer.Option(help=f"auto, native or torch. auto: native where it can. Native here: {best_level() or 'none'}.")
+]
 NumSeqsOption = Annotated[int, typer.Option(help="Sequences computed at once.")]
 StepTokensOption = Annotated[int, typer.Option(help="Tokens computed at once, prefill included.")]
+PrefixCachingOption = Annotated[bool, typer.Option(help="Compute the common beginning of prompts once.")]
 KvCacheOption = Annotated[int | None, typer.Option(help="MiB for keys and values. Default: as many as are useful.")]
 DrainOption = Annotated[float, typer.Option(help="Seconds that running requests still have after SIGTERM.")]
 LeaseOption = Annotated[float, typer.Option(help="Seconds without a word after which a worker's requests move on.")]
@@ -78,6 +80,7 @@ def serve(
     kernels: KernelsOption = ENGINE.kernels,
     max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
     max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
+    prefix_caching: PrefixCachingOption = ENGINE.prefix_caching,
     kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
     max_queue_depth: Annotated[int, typer.Option(help="Sequences that may wait.")] = QUEUE.max_queue_depth,
     max_queue_tokens: Annotated[
@@ -99,9 +102,9 @@ def serve(
         *(f"--log-level={log_level}", f"--log-format={log_format}"),
     ]
     folders = _find_folders(model or [str(BUNDLED)])
+    models = {name: (folder, read_manifest(folder)) for name, folder in folders.items()}
     with tempfile.TemporaryDirectory(prefix="minigpt-") as private, _listen(gateway_settings) as listener:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = private  # before anything imports prometheus_client, which reads it
-        models = [_read_model(name, folder) for name, folder in folders.items()]
         link = Path(private) / "link"
         commands = {
             f"{name}-{number}": [*_worker_command(link, name, folder), *worker_options]
@@ -109,7 +112,9 @@ def serve(
             for number in range(workers)
         }
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            status = runner.run(_serve(models, gateway_settings, LocalQueue(queue_settings), listener, link, commands))
+            status = runner.run(
+                serve_models(models, gateway_settings, LocalQueue(queue_settings), listener, link, commands)
+            )
     raise typer.Exit(status)
 
 
@@ -122,6 +127,7 @@ def worker(
     kernels: KernelsOption = ENGINE.kernels,
     max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
     max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
+    prefix_caching: PrefixCachingOption = ENGINE.prefix_caching,
     kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
     drain_s: DrainOption = WORKER.drain_s,
     lease_s: LeaseOption = WORKER.lease_s,
@@ -139,6 +145,7 @@ def worker(
     from service.engine.loading import load_engine
 
     engine = load_engine(folder, engine_settings)
+    logger.info("%s: %s", name, engine.info)
     models = {name: read_manifest(folder, verify=False).revision}
     try:
         link = LinkQueue(path, worker_settings.lease_s)
@@ -154,57 +161,6 @@ def main() -> None:
     run(app)
 
 
-async def _serve(
-    models: Sequence["ServedModel"],
-    settings: GatewaySettings,
-    queue: LocalQueue,
-    listener: socket.socket,
-    link: Path,
-    commands: Mapping[str, Sequence[str]],
-) -> int:
-    """Serve until a signal, which drains, or until a worker is refused; return the exit status."""
-    from service.gateway.app import create_app
-    from service.gateway.server import make_server
-    from service.metrics import forget_process
-
-    server = make_server(create_app(queue, models, settings), settings)
-    supervisor = Supervisor(commands, patience_s=settings.drain_s + KILL_AFTER_S, on_exit=forget_process)
-
-    def end() -> None:
-        if server.should_exit:  # the second signal: nobody wants to wait
-            server.cut()
-            supervisor.kill()
-        server.drain()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, end)
-    async with asyncio.TaskGroup() as group, await serve_link(queue, link):
-        beside = [group.create_task(queue.keep_reaping()), group.create_task(_announce(queue, models, listener))]
-        supervising = group.create_task(supervisor.run())
-        serving = group.create_task(server.serve([listener]))
-        await asyncio.wait({supervising, serving}, return_when=asyncio.FIRST_COMPLETED)
-        server.drain()
-        await serving
-        supervisor.stop()
-        status = await supervising
-        for task in beside:
-            task.cancel()
-    return status
-
-
-async def _announce(queue: LocalQueue, models: Sequence["ServedModel"], listener: socket.socket) -> None:
-    """Print where the server is, once every model has a worker."""
-    needed = {model.revision for model in models}
-    while not needed <= (await queue.stats()).revisions:
-        await asyncio.sleep(0.05)
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    names = ", ".join(model.name for model in models)
-    body = '{"prompt": "ROMEO:", "max_tokens": 200, "stream": true}'
-    sys.stdout.write(f"minigpt serves {names} on {url}\n  try it: curl -N {url}/generate -d '{body}'\n")
-    sys.stdout.flush()
-
-
 def _find_folders(options: Sequence[str]) -> dict[str, Path]:
     """Read `name=folder` or `folder`, which is its own name; return name → checkpoint folder."""
     folders: dict[str, Path] = {}
@@ -216,19 +172,6 @@ def _find_folders(options: Sequence[str]) -> dict[str, Path]:
             raise SettingError(f"--model {option}: give each model a name of its own, NAME=FOLDER")
         folders[name] = resolve_checkpoint(Path(folder))
     return folders
-
-
-def _read_model(name: str, folder: Path) -> "ServedModel":
-    from service.gateway.admission import ServedModel
-
-    manifest = read_manifest(folder)
-    return ServedModel(
-        name=name,
-        revision=manifest.revision,
-        tokenizer=load_tokenizer(folder / TOKENIZER),
-        context_length=manifest.context_length,
-        vocab_size=manifest.vocab_size,
-    )
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
@@ -246,7 +189,13 @@ def _command_line(settings: Settings) -> list[str]:
     """Return the options that say `settings`, where they differ from the defaults."""
     default = type(settings)()
     pairs = [(field, getattr(settings, field)) for field in settings.__struct_fields__]
-    return [f"--{field.replace('_', '-')}={value}" for field, value in pairs if value != getattr(default, field)]
+    return [_option(field.replace("_", "-"), value) for field, value in pairs if value != getattr(default, field)]
+
+
+def _option(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
 
 
 def _worker_command(link: Path, name: str, folder: Path) -> list[str]:
@@ -259,10 +208,19 @@ def _step_observer(model: str, engine: "Engine") -> Callable[[float], None]:
     from service.metrics import WorkerMetrics
 
     metrics = WorkerMetrics(CollectorRegistry(), model)
+    info = engine.info
+    metrics.describe(device=info.device, kernels=info.kernels, dtype=info.dtype, exact=info.exact)
 
     def observe(seconds: float) -> None:
         step = engine.last_step
-        metrics.step(seconds, step.batch_size, step.kv_cache_usage, step.num_preempted)
+        metrics.step(
+            seconds,
+            step.batch_size,
+            step.kv_cache_usage,
+            num_preempted=step.num_preempted,
+            num_queried_tokens=step.num_queried_tokens,
+            num_found_tokens=step.num_found_tokens,
+        )
 
     return observe
 

@@ -68,21 +68,24 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
     """Sequences in one step."""
     max_step_tokens: int = 512
     """Tokens in one step: all decodes and the prefill chunks that fit beside them."""
-    page_size: int = 16
-    """Tokens in a page of keys and values."""
+    page_size: int | None = None
+    """Tokens in a page of keys and values; `None`: 256 on CUDA, for flash attention reads these in place, else 16."""
+    prefix_caching: bool = True
+    """Whether a prompt's pages are found again by a later one of the same tenant that begins alike."""
     kv_cache_mb: int | None = None
     """MiB for keys and values; `None`: enough for `max_num_seqs` full contexts, within the memory there is."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights, keys and values; `auto` is fp32 on a CPU, so that a seed fixes the text, else bf16 if there is."""
+    dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Of the weights, and of what they are multiplied with; `auto`: the fastest that costs less than 0.001 nats."""
 
     kernels: Literal["auto", "native", "torch"] = "auto"
-    """Who computes: the native kernels (fp32 on a CPU, the Qwen3 layout), or torch; `auto`: native where it can."""
+    """Who computes: the native kernels (the Qwen3 layout on a CPU), or torch; `auto`: native where it can."""
 
     def __post_init__(self) -> None:
-        for field in ("max_num_seqs", "max_step_tokens", "page_size"):
+        for field in ("max_num_seqs", "max_step_tokens"):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
+        require(self.page_size is None or self.page_size >= 1, "page_size", self.page_size, "at least 1")
         require(self.kv_cache_mb is None or self.kv_cache_mb >= 1, "kv_cache_mb", self.kv_cache_mb, "at least 1 MiB")
         fits = self.max_step_tokens >= self.max_num_seqs
         require(fits, "max_step_tokens", self.max_step_tokens, f"at least max_num_seqs = {self.max_num_seqs}")

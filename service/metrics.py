@@ -163,20 +163,44 @@ class WorkerMetrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        preempted = Counter(
-            "preemptions", "Sequences that lost their pages", ["model"], namespace=_PREFIX, registry=registry
-        )
+        counter = partial(Counter, labelnames=["model"], namespace=_PREFIX, registry=registry)
         self._step_seconds = seconds("step_seconds", "One step of the engine").labels(model)
         self._batch_size = count("batch_size", "Sequences in a step").labels(model)
         self._kv_cache_usage = ratio.labels(model)
-        self._preemptions = preempted.labels(model)
+        self._preemptions = counter("preemptions", "Sequences that lost their pages").labels(model)
+        self._queried = counter("prefix_cache_queries", "Tokens looked up in the prefix cache").labels(model)
+        self._found = counter("prefix_cache_hits", "Tokens that the prefix cache had").labels(model)
+        self._engine_info = Gauge(
+            "engine_info",
+            "1: what computes; exact says whether a token's logits are the same bits in any company",
+            ["model", "device", "kernels", "dtype", "exact"],
+            namespace=_PREFIX,
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._model = model
 
-    def step(self, seconds: float, batch_size: int, kv_cache_usage: float, num_preempted: int = 0) -> None:
-        """Count one step: its duration, its sequences, the share of pages in use (0 to 1), who lost theirs."""
+    def describe(self, *, device: str, kernels: str, dtype: str, exact: bool) -> None:
+        """Tell what computes."""
+        self._engine_info.labels(self._model, device, kernels, dtype, str(exact).lower()).set(1)
+
+    def step(
+        self,
+        seconds: float,
+        batch_size: int,
+        kv_cache_usage: float,
+        *,
+        num_preempted: int = 0,
+        num_queried_tokens: int = 0,
+        num_found_tokens: int = 0,
+    ) -> None:
+        """Count one step: its duration, its sequences, the share of pages held (0 to 1), who lost theirs; the cache."""
         self._step_seconds.observe(seconds)
         self._batch_size.observe(batch_size)
         self._kv_cache_usage.set(kv_cache_usage)
         self._preemptions.inc(num_preempted)
+        self._queried.inc(num_queried_tokens)
+        self._found.inc(num_found_tokens)
 
 
 def forget_process(pid: int) -> None:

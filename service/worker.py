@@ -1,11 +1,12 @@
 """The worker: claims requests while its engine has room, steps the engine, and sends each step's tokens to the queue.
 
-1. The main thread steps the engine. All calls to the queue run on one other thread, one exchange at a time: what a step
-   computed travels while the next ones compute, and tokens gather while it travels. A slow gateway stalls no engine.
-2. An exchange sends the news of every request held, then claims. Its answer is obeyed between two steps: a request that
-   is cancelled or belongs to another worker leaves the engine there.
-3. A heartbeat renews the lease when exchanges are rare, but never for a step that hangs: it ends the process instead.
-4. `stop` ends the claiming; what does not finish in `drain_s` is handed back with its tokens.
+1. The main thread steps the engine. What other threads have for it (claims, answers of the queue) waits in its inbox
+   and is obeyed between two steps: a request joins the engine there, and one that is cancelled leaves it there.
+2. News travels on the thread `link`, one emission at a time. First tokens and ends leave after the step that made them;
+   later tokens gather for `GATHER_S`, or while an emission travels: a slow gateway stalls no engine.
+3. On the thread `claims` a claim waits in the queue whenever the engine has room.
+4. A heartbeat renews the lease when emissions are rare, but never for a step that hangs: it ends the process instead.
+5. `stop` ends the claiming; what does not finish in `drain_s` is handed back with its tokens.
 """
 
 import logging
@@ -15,15 +16,18 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
 
 from service.config import WorkerSettings
 from service.errors import Unavailable
-from service.protocol import Claim, Emission, EmitStatus, End
+from service.held import Held, StepOutput
+from service.protocol import Claim, Emission, EmitStatus
 from service.queue.base import WorkerQueue
+from service.room import Room
 
 EXIT_FAILED = 1
 """Died at work: another start may do."""
@@ -31,27 +35,13 @@ EXIT_REFUSED = 2
 """Refused at start: another start would be refused as well."""
 RENEW_AT = 0.3
 """Share of a lease after which it is renewed."""
+GATHER_S = 0.01
+"""Seconds for which tokens gather, of which none is a sequence's first or last."""
 
 logger = logging.getLogger(__name__)
 
-Exchange = tuple[Sequence[tuple[Emission, EmitStatus]], Sequence[Claim]]
-"""What was emitted, how the queue took it, and what it gave."""
 
-
-class StepOutput(Protocol):
-    """What a step made of one sequence."""
-
-    @property
-    def id(self) -> str:
-        """Of the request."""
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """New tokens."""
-
-    @property
-    def end(self) -> End | None:
-        """Set when the sequence ended with these tokens."""
+T = TypeVar("T")
 
 
 class StepEngine(Protocol):
@@ -73,16 +63,6 @@ class StepEngine(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """A request in the engine, as far as the queue knows it."""
-
-    epoch: int
-    num_sent: int
-    unsent: list[int] = field(default_factory=list)
-    end: End | None = None
 
 
 class Worker:
@@ -113,10 +93,15 @@ class Worker:
         self._settings = settings
         self._on_step = on_step
         self._clock = clock
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._room = Room()
+        self._link = ThreadPoolExecutor(1, "link")
+        self._claims = ThreadPoolExecutor(1, "claims")
+        self._is_sending = False
+        self._gathering_since = clock()
         self._drain_end: float | None = None
         self._step_began: float | None = None
-        self._lease_lost = threading.Event()
 
     def run(self) -> None:
         """Work until stopped.
@@ -125,20 +110,17 @@ class Worker:
             Unavailable: the queue is gone, or gave this worker up.
         """
         self._queue.register(self._models)
-        with ThreadPoolExecutor(1, "link") as link, self._heartbeat(link):
-            exchange = self._start_exchange(link)
+        with self._link, self._claims, self._room, self._heartbeat():
+            self._submit(self._claims, self._keep_claiming, lambda _: None)
+            self._room.set(self._engine.room)
             while not self._is_done():
-                if self._engine.has_work:
-                    self._step()
-                if exchange.done() or not self._engine.has_work:
-                    self._obey(*exchange.result())
-                    exchange = self._start_exchange(link)
-            exchange.result()
-            link.submit(self._hand_back).result()
+                self._work()
+            self._link.submit(self._hand_back).result()
 
     def stop(self) -> None:
         """Claim no more; finish what runs, up to `drain_s`."""
         self._drain_end = self._clock() + self._settings.drain_s
+        self._inbox.put(self._retire)  # the one kind of queue that a signal may put into
 
     @property
     def is_stopping(self) -> bool:
@@ -146,74 +128,112 @@ class Worker:
         return self._drain_end is not None
 
     def _is_done(self) -> bool:
-        if self._lease_lost.is_set():
-            raise Unavailable("the lease was lost: what was claimed is another worker's now")
         return self._drain_end is not None and (not self._held or self._clock() >= self._drain_end)
+
+    def _work(self) -> None:
+        if self._engine.has_work:
+            self._step()
+        else:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+        self._room.set(self._engine.room)
+        if not self._is_sending:
+            self._send_news()
 
     def _step(self) -> None:
         self._step_began = began = self._clock()
         for output in self._engine.step():
-            held = self._held.get(output.id)
-            if held is not None:
-                held.unsent += output.token_ids
-                held.end = output.end
+            if output.id in self._held:
+                self._held[output.id].add(output)
         self._step_began = None
         self._on_step(self._clock() - began)
 
-    def _start_exchange(self, link: ThreadPoolExecutor) -> Future[Exchange]:
-        room = 0 if self.is_stopping else self._engine.room
-        wait_s = 0.0 if self._engine.has_work else self._settings.idle_wait_s
-        return link.submit(self._exchange, self._take_news(), room, wait_s)
+    def _send_news(self) -> None:
+        now = self._clock()
+        if now - self._gathering_since >= GATHER_S:
+            self._gathering_since = now
+            news = self._take_news(list(self._held))
+        else:
+            news = self._take_news([id_ for id_, held in self._held.items() if held.is_urgent])
+        if news:
+            self._is_sending = True
+            self._submit(self._link, partial(self._emit, news), self._obey)
 
-    def _take_news(self) -> list[Emission]:
-        """Return one emission for each request held, without tokens too: that is how a cancel is noticed."""
-        emissions = [
-            Emission(id=id_, epoch=held.epoch, base=held.num_sent, token_ids=tuple(held.unsent), end=held.end)
-            for id_, held in self._held.items()
-        ]
-        self._held = {id_: held for id_, held in self._held.items() if held.end is None}
-        for held in self._held.values():
-            held.num_sent += len(held.unsent)
-            held.unsent.clear()
+    def _take_news(self, ids: Iterable[str]) -> list[Emission]:
+        """Return an emission for each of `ids`, without tokens too: that is how a cancel is noticed."""
+        emissions = [self._held[id_].emit(id_) for id_ in ids]
+        for emission in emissions:
+            if emission.end is not None:
+                del self._held[emission.id]
         return emissions
 
-    def _obey(self, answers: Sequence[tuple[Emission, EmitStatus]], claims: Sequence[Claim]) -> None:
+    def _obey(self, answers: Sequence[tuple[Emission, EmitStatus]]) -> None:
+        self._is_sending = False
         for emission, status in answers:
-            if status is not EmitStatus.OK:
-                self._held.pop(emission.id, None)
-                self._engine.abort(emission.id)
+            held = self._held.get(emission.id)
+            if status is not EmitStatus.OK and held is not None and held.epoch == emission.epoch:
+                self._drop(emission.id)
                 logger.debug("dropped: %s", status.value, extra={"request_id": emission.id})
-        for claim in claims:  # only now: one that was dropped above may come back with a new epoch
-            self._held[claim.request.id] = _Held(claim.epoch, len(claim.token_ids))
+
+    def _take(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            if claim.request.id in self._held:  # it was taken from us, and has come back before we were told
+                self._drop(claim.request.id)
+            self._held[claim.request.id] = Held(claim.epoch, len(claim.token_ids))
             self._engine.add(claim)
+        self._room.set(self._engine.room, num_arrived=len(claims))
 
-    # On the link's thread
+    def _drop(self, request_id: str) -> None:
+        del self._held[request_id]
+        self._engine.abort(request_id)
 
-    def _exchange(self, emissions: Sequence[Emission], room: int, wait_s: float) -> Exchange:
-        statuses = self._queue.emit(emissions) if emissions else []
-        claims = self._queue.claim(room, wait_s) if room > 0 else []
-        return list(zip(emissions, statuses, strict=True)), claims
+    def _retire(self) -> None:
+        self._room.close()
+        self._submit(self._link, self._queue.retire, lambda _: None)
+
+    def _submit(self, thread: ThreadPoolExecutor, call: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Call on `thread`; let the main thread do `then` with what came of it, or raise what it raised."""
+
+        def finish(future: Future[T]) -> None:
+            self._inbox.put(lambda: then(future.result()))
+
+        thread.submit(call).add_done_callback(finish)
+
+    # On the thread `link`
+
+    def _emit(self, emissions: Sequence[Emission]) -> Sequence[tuple[Emission, EmitStatus]]:
+        return list(zip(emissions, self._queue.emit(emissions), strict=True))
 
     def _hand_back(self) -> None:
-        self._queue.emit(self._take_news())
+        self._queue.emit(self._take_news(list(self._held)))
         self._queue.release()
+
+    # On the thread `claims`
+
+    def _keep_claiming(self) -> None:
+        while (room := self._room.wait()) > 0:
+            claims = self._queue.claim(room, self._settings.idle_wait_s)
+            if claims:
+                self._room.depart(len(claims))
+                self._inbox.put(partial(self._take, claims))
 
     # On the heartbeat's thread
 
-    def _heartbeat(self, link: ThreadPoolExecutor) -> "_Heartbeat":
-        return _Heartbeat(self._settings.lease_s * RENEW_AT, lambda: self._beat(link))
+    def _heartbeat(self) -> "_Heartbeat":
+        return _Heartbeat(self._settings.lease_s * RENEW_AT, self._beat)
 
-    def _beat(self, link: ThreadPoolExecutor) -> None:
+    def _beat(self) -> None:
         began = self._step_began
         if began is not None and self._clock() - began > self._settings.max_step_s:
             logger.critical("a step hangs since %.0f s: the worker ends", self._clock() - began)
             os._exit(EXIT_FAILED)  # nothing softer stops a native call
-        try:
-            renewed = link.submit(self._queue.renew).result()
-        except Unavailable:
-            renewed = False
-        if not renewed:
-            self._lease_lost.set()
+        self._submit(self._link, self._queue.renew, _require_lease)
+
+
+def _require_lease(renewed: bool) -> None:
+    if not renewed:
+        raise Unavailable("the lease was lost: what was claimed is another worker's now")
 
 
 class _Heartbeat:

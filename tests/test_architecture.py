@@ -10,8 +10,10 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("training", "service") for path in (ROOT / package).rglob("*.py"))
 WITH_TORCH = (
     "service.bench.*",
-    *("service.engine.engine", "service.engine.loading", "service.engine.native", "service.engine.paged_kv"),
-    *("service.engine.runner", "service.engine.sampler"),
+    *("service.engine.engine", "service.engine.loading", "service.engine.native*", "service.engine.paged_kv"),
+    *("service.engine.grammar", "service.engine.logprobs", "service.engine.runner", "service.engine.sampler"),
+    *("service.engine.cuda_graphs", "service.engine.flash", "service.engine.step_inputs"),
+    "service.engine.kernels.arena",
     *("training.checkpoint", "training.data.batches", "training.display", "training.evaluate"),
     *(
         "training.models.*",

@@ -1,41 +1,43 @@
 """The commands `minigpt bench …`. torch is imported when one runs."""
 
-import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from service.bench.options import (
+    AnswerOption,
+    Api,
+    CheckpointOption,
+    CpusOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    KvCacheOption,
+    PromptOption,
+    RoundsOption,
+    ShapeOption,
+    ThreadsOption,
+    VocabOption,
+    bind,
+    choose_model,
+    engine_settings,
+    read_counts,
+    read_servers,
+)
+from service.bench.peers.choice import choose_peers
 from service.bench.report import Report, command_line, read_machine, show, write_json
-from service.config import EngineSettings, parse_settings
 from service.errors import SettingError
 
-DEFAULT_SHAPE = "6x384"
 TRAIN_PRESET = "nanogpt-cpu"
+REQUESTS_PER_STREAM = 5
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed beside a peer, in turn, in the same minutes.")
-
-Peer = Literal["auto", "transformers", "none"]
-CheckpointOption = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Checkpoint to measure. Default: the bundled one.")
-]
-ShapeOption = Annotated[
-    str | None, typer.Option(metavar="LAYERSxWIDTH", help="Measure random weights of this shape, e.g. 6x384.")
-]
-VocabOption = Annotated[int, typer.Option(help="Entries of the vocabulary of a --shape.")]
-PromptOption = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
-AnswerOption = Annotated[int, typer.Option(min=1, help="Tokens of each answer, exactly.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, fp32 or bf16: arithmetic of the matrix products.")]
-KvCacheOption = Annotated[int | None, typer.Option(help="MiB for keys and values. Default: as many as are useful.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: as torch chooses.")]
-RoundsOption = Annotated[int, typer.Option(min=1, help="Times that each side is measured.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the raw figures there.")]
 
 
 @app.command()
@@ -44,33 +46,41 @@ def engine(
     checkpoint: CheckpointOption = None,
     shape: ShapeOption = None,
     vocab: VocabOption = 1024,
-    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Sequences computed at once.")] = "1,8,32",
+    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Sequences computed at once.")] = "1,8,32,128",
     prompt_tokens: PromptOption = 64,
     max_tokens: AnswerOption = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     kv_cache_mb: KvCacheOption = None,
+    cpus: CpusOption = None,
     threads: ThreadsOption = None,
     rounds: RoundsOption = 3,
-    against: Annotated[Peer, typer.Option(help="The peer; auto: transformers, if it is installed.")] = "auto",
+    against: Annotated[
+        list[str],
+        typer.Option(
+            metavar="ENGINE[:DTYPE],…",
+            help="Peers: transformers, vllm, llama.cpp, or none. auto: transformers, if it is installed.",
+        ),
+    ] = ["auto"],  # noqa: B006
+    peer_python: Annotated[
+        list[str], typer.Option(metavar="[ENGINE=]PATH", help="Python that has the peers. Default: this one.")
+    ] = [],  # noqa: B006
     json_file: JsonOption = None,
 ) -> None:
-    """Measure the engine alone, beside transformers' generate on the same weights."""
-    machine, batches = read_machine(), _read_counts("--batch", batch)
-    settings = _engine_settings(max(batches), device=device, dtype=dtype, kv_cache_mb=kv_cache_mb)
-    peer = _choose_peer(against)
-    _set_threads(threads)
-    from service.bench.engine import EngineBench, engine_table
+    """Measure the engine alone, beside other engines on the same weights, and beside the machine's limits."""
+    bind(cpus, threads)
+    machine, batches = read_machine(), read_counts("--batch", batch)
+    settings = engine_settings(max(batches), device=device, dtype=dtype, kv_cache_mb=kv_cache_mb)
+    choices = choose_peers(against, peer_python)
+    from service.bench.engine import engine_notes, engine_table, measure_engine
     from service.bench.subject import open_subject
 
-    chosen = _choose_model(checkpoint, shape, context.obj)
+    chosen = choose_model(checkpoint, shape, context.obj)
     with open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens) as subject:
-        bench = EngineBench(subject.folder, settings, against_transformers=peer == "transformers")
-        results = [bench.measure(subject.requests(size), rounds) for size in batches]
-    facts = subject.describe() | bench.engine.describe() | {"rounds": rounds}
-    all_facts = facts | {"kv_cache_bytes": bench.engine.kv_cache_bytes}
-    report = Report(command=command_line(), machine=machine, settings=all_facts, results=results)
-    _finish(report, engine_table(results, _title("engine", facts), bench.engine.kv_cache_bytes), json_file)
+        figures = measure_engine(subject, settings, choices, batches, rounds)
+    facts = subject.describe() | figures.engine | {"rounds": rounds}
+    report = Report(command=command_line(), machine=machine, settings=facts | figures.facts(), results=figures.results)
+    _finish(report, engine_table(figures, _title("engine", facts)), json_file, engine_notes(figures))
 
 
 @app.command()
@@ -80,34 +90,43 @@ def http(
     checkpoint: CheckpointOption = None,
     shape: ShapeOption = None,
     vocab: VocabOption = 1024,
-    streams: Annotated[str, typer.Option(metavar="N,N,…", help="Requests at once, each a stream.")] = "1,8,32",
+    streams: Annotated[str, typer.Option(metavar="N,N,…", help="Requests at once, each a stream.")] = "1,8,32,128",
     prompt_tokens: PromptOption = 64,
     max_tokens: AnswerOption = 64,
-    requests: Annotated[int | None, typer.Option(min=1, help="In each round. Default: two for each stream.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="In each round. Default: five for each stream.")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    cpus: CpusOption = None,
     threads: ThreadsOption = None,
     rounds: RoundsOption = 3,
+    against: Annotated[
+        list[str], typer.Option(metavar="[NAME=]URL", help="A running server of the same model; repeatable.")
+    ] = [],  # noqa: B006
+    api: Annotated[Api, typer.Option(help="What these speak; auto: /generate if they know it.")] = "auto",
     json_file: JsonOption = None,
 ) -> None:
-    """Measure a server as its clients see it; one that is started here, beside the engine alone."""
-    machine, counts = read_machine(), _read_counts("--streams", streams)
-    settings = _engine_settings(max(counts), device=device, dtype=dtype)
-    _set_threads(threads)
+    """Measure a server as its clients see it, beside other servers, and its engine alone."""
+    bind(cpus, threads)
+    machine, counts = read_machine(), read_counts("--streams", streams)
+    settings = engine_settings(max(counts), device=device, dtype=dtype)
+    servers = read_servers(against)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the server's workers have it
-    from service.bench.http import http_table, measure_http
+    from service.bench.http import Server, http_table, measure_http
     from service.bench.offline import OfflineEngine
     from service.bench.server import start_server
     from service.bench.subject import open_subject
 
-    chosen = _choose_model(checkpoint, shape, context.obj)
+    chosen = choose_model(checkpoint, shape, context.obj)
     with ExitStack() as stack:
         subject = stack.enter_context(open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens))
+        peers = {name: Server(address, api) for name, address in servers.items()}
         alone = None if url else OfflineEngine(subject.folder, settings)
-        address = url or stack.enter_context(start_server(subject.folder, settings))
-        results = [
-            measure_http(address, alone, subject.requests(requests or 2 * count), count, rounds) for count in counts
-        ]
+        ours = Server(url, api) if url else Server(stack.enter_context(start_server(subject.folder, settings)), "auto")
+        results = []
+        for count in counts:
+            total = requests or REQUESTS_PER_STREAM * count
+            loads = [subject.stream_requests(count, total, seed) for seed in range(rounds + 1)]
+            results.append(measure_http(ours, alone, peers, loads, count))
     facts = subject.describe() | (alone.describe() if alone else {}) | {"rounds": rounds}
     report = Report(command=command_line(), machine=machine, settings=facts, results=results)
     _finish(report, http_table(results, _title("http", facts)), json_file)
@@ -119,12 +138,13 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each side in a round.")] = 100,
     rounds: RoundsOption = 3,
     to_the_end: Annotated[bool, typer.Option("--to-the-end", help="Train both to their end, and evaluate.")] = False,
+    cpus: CpusOption = None,
     threads: ThreadsOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Measure preset nanogpt-cpu beside nanoGPT's own CPU recipe: time a step and, to the end, the losses."""
+    bind(cpus, threads)
     machine = read_machine()
-    _set_threads(threads)
     from service.bench.train import TrainBench, train_table
     from training.config import load_config
     from training.data.corpus import default_cache_dir, load_corpus
@@ -142,8 +162,25 @@ def train(
     _finish(report, train_table(result, _title("train", facts)), json_file)
 
 
-def _finish(report: Report, table: Table, json_file: Path | None) -> None:
-    show(report, table)
+@app.command()
+def weights(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to.")],
+    checkpoint: CheckpointOption = None,
+    shape: ShapeOption = None,
+    vocab: VocabOption = 1024,
+    gguf: Annotated[str, typer.Option(metavar="TYPE,…", help="Also as GGUF: some of f32, bf16, q8_0.")] = "",
+) -> None:
+    """Write a model for servers of other makes: a --shape's random weights as a checkpoint, any model as GGUF files."""
+    types = [part.strip() for part in gguf.split(",") if part]
+    from service.bench.weights import write_weights
+
+    for path in write_weights(choose_model(checkpoint, shape, context.obj), vocab, out, types):
+        typer.echo(path)
+
+
+def _finish(report: Report, table: Table, json_file: Path | None, notes: Sequence[str] = ()) -> None:
+    show(report, table, notes)
     if json_file is not None:
         write_json(report, json_file)
 
@@ -151,45 +188,6 @@ def _finish(report: Report, table: Table, json_file: Path | None) -> None:
 def _title(mode: str, facts: Mapping[str, Any]) -> str:
     parts = [f"{value} {key.replace('_', ' ')}" if isinstance(value, int) else value for key, value in facts.items()]
     return " · ".join([f"bench {mode}", *parts])
-
-
-def _read_counts(option: str, text: str) -> list[int]:
-    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if min(counts) < 1:
-        raise SettingError(f"{option} {text}: write counts with commas between them, e.g. 1,8,32")
-    return counts
-
-
-def _engine_settings(num_seqs: int, **options: object) -> EngineSettings:
-    """Return serve's settings, with room for `num_seqs` sequences at once."""
-    default = EngineSettings()
-    room = {
-        "max_num_seqs": max(default.max_num_seqs, num_seqs),
-        "max_step_tokens": max(default.max_step_tokens, num_seqs),
-    }
-    return parse_settings(EngineSettings, room | options)
-
-
-def _choose_peer(against: Peer) -> Peer:
-    is_installed = importlib.util.find_spec("transformers") is not None
-    if against == "transformers" and not is_installed:
-        raise SettingError("--against transformers: it is not installed; pip install 'minigpt[dev]', or --against none")
-    if against == "auto":
-        return "transformers" if is_installed else "none"
-    return against
-
-
-def _choose_model(checkpoint: Path | None, shape: str | None, bundled: Path) -> Path | str:
-    """Return a checkpoint's folder, or a shape."""
-    if checkpoint is not None and shape is not None:
-        raise SettingError("--checkpoint and --shape: give one of them")
-    return checkpoint or shape or (bundled if bundled.is_dir() else DEFAULT_SHAPE)
-
-
-def _set_threads(threads: int | None) -> None:
-    """Tell torch and every process started here, before torch is imported."""
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _rounds_to_the_end(total: int, steps: int) -> int:

@@ -1,14 +1,21 @@
-"""`minigpt bench engine`: the engine alone, beside transformers' `generate` on the same weights."""
+"""`minigpt bench engine`: the engine alone, beside others on the same weights, and beside what the machine can do."""
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack
+from typing import Any
 
 import msgspec
+import torch
 from rich.table import Table
 
+from service.bench.costs import Costs, count_costs
+from service.bench.limits import Limits, measure_limits
 from service.bench.offline import EngineRun, OfflineEngine
-from service.bench.rounds import compare, measure_in_turn, median_speed
+from service.bench.peers.choice import PeerChoice
+from service.bench.peers.process import Peer, start_peer
+from service.bench.rounds import Side, compare, measure_in_turn, median_speed
+from service.bench.subject import Subject
 from service.config import EngineSettings
 from service.protocol import Request
 
@@ -20,63 +27,107 @@ class EngineResult(msgspec.Struct, frozen=True, kw_only=True):
 
     batch: int
     minigpt: list[EngineRun]
-    transformers: list[EngineRun]
-    """Empty if not asked for."""
+    peers: dict[str, list[EngineRun]]
+    """Name → its runs."""
 
 
-class EngineBench:
-    """The sides, loaded.
+class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was measured, and what it is held against."""
 
-    Args:
-        checkpoint: Folder of the model.
-        settings: Of the engine.
-        against_transformers: Whether transformers is measured beside it.
+    results: list[EngineResult]
+    engine: dict[str, str | int]
+    """What the settings came to on this machine."""
+    kv_cache_bytes: int
+    versions: dict[str, str]
+    """Of the peers."""
+    costs: Costs
+    limits: Limits
+    prompt_tokens: int
+    max_tokens: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return what stands in the report beside the results."""
+        return {"kv_cache_bytes": self.kv_cache_bytes, "peers": self.versions, "limits": self.limits}
+
+
+def measure_engine(
+    subject: Subject, settings: EngineSettings, choices: Sequence[PeerChoice], batches: Sequence[int], rounds: int
+) -> EngineFigures:
+    """Compute each batch with minigpt's engine and each peer, in turn.
 
     Raises:
         CheckpointError: the folder is refused.
-        SettingError: the memory for keys and values does not hold one full context.
+        SettingError: the model does not fit the settings or the context, or a peer fails.
     """
+    engine = OfflineEngine(subject.folder, settings)
+    dtype, device = engine.info.dtype, torch.device(engine.info.device)
+    limits = measure_limits(dtype, device)
+    with ExitStack() as stack:
+        started = (start_peer(choice, subject, engine.info, max(batches)) for choice in choices)
+        peers = [stack.enter_context(peer) for peer in started]
+        results = [_measure_batch(engine, peers, subject, batch, rounds) for batch in batches]
+    return EngineFigures(
+        results=results,
+        engine=engine.describe(),
+        kv_cache_bytes=engine.info.kv_cache_bytes,
+        versions={peer.name: peer.version for peer in peers},
+        costs=count_costs(subject.config, dtype),
+        limits=limits.best(measure_limits(dtype, device)),
+        prompt_tokens=subject.prompt_tokens,
+        max_tokens=subject.max_tokens,
+    )
 
-    def __init__(self, checkpoint: Path, settings: EngineSettings, *, against_transformers: bool) -> None:
-        self.engine = OfflineEngine(checkpoint, settings)
-        self._peer = None
-        if against_transformers:
-            from service.bench.transformers_peer import TransformersPeer
 
-            self._peer = TransformersPeer(checkpoint, self.engine.device, self.engine.dtype)
-
-    def measure(self, requests: Sequence[Request], rounds: int) -> EngineResult:
-        """Compute `requests` as one batch with each side, in turn."""
-        batch, peer = len(requests), self._peer
-        minigpt, transformers = measure_in_turn(
-            lambda: self.engine.run(requests, batch), (lambda: peer.run(requests)) if peer else None, rounds
-        )
-        return EngineResult(batch=batch, minigpt=minigpt, transformers=transformers)
+def _measure_batch(
+    engine: OfflineEngine, peers: Sequence[Peer], subject: Subject, batch: int, rounds: int
+) -> EngineResult:
+    ours: Side[Sequence[Request], EngineRun] = Side(lambda load: engine.run(load, batch))
+    others = {peer.name: Side(peer.run) for peer in peers}
+    loads = [subject.requests(batch, seed) for seed in range(rounds + 1)]
+    measure_in_turn([ours, *others.values()], loads)
+    return EngineResult(batch=batch, minigpt=ours.runs, peers={name: side.runs for name, side in others.items()})
 
 
-def engine_table(results: Sequence[EngineResult], title: str, kv_cache_bytes: int) -> Table:
-    """Return the medians, a row for each batch size."""
-    sides = ["minigpt", "transformers"] if results[0].transformers else ["minigpt"]
-    table = Table("batch", title=title)
-    for side in sides:
-        table.add_column(f"{side}\ntokens/s", justify="right")
-        table.add_column("\nms a step", justify="right")
-    if results[0].transformers:
-        table.add_column("times as fast\nmedian (range)", justify="right")
-    table.add_column(f"KV cache, peak\nof {kv_cache_bytes / MEBIBYTE:.1f} MiB", justify="right")
-    for result in results:
-        table.add_row(*_cells(result))
+def engine_table(figures: EngineFigures, title: str) -> Table:
+    """Return the medians, a row for each side of each batch size."""
+    table, limits = Table("batch", "", title=title), figures.limits
+    for heading in ("tokens/s", "ms a step", "minigpt is times\nas fast (range)"):
+        table.add_column(heading, justify="right")
+    table.add_column(f"products, GFLOP/s\nof {limits.flops / 1e9:,.0f} ({limits.dtype})", justify="right")
+    table.add_column(f"reads, GB/s\nof {limits.read_bytes / 1e9:.1f}", justify="right")
+    for result in figures.results:
+        table.add_row(str(result.batch), "minigpt", *_speed_cells(result.minigpt), "", *_share_cells(result, figures))
+        for name, runs in result.peers.items():
+            table.add_row("", name, *_speed_cells(runs), str(compare(result.minigpt, runs)))
     return table
 
 
-def _cells(result: EngineResult) -> list[str]:
-    cells = [str(result.batch), *_speed_cells(result.minigpt)]
-    if result.transformers:
-        cells += [*_speed_cells(result.transformers), str(compare(result.minigpt, result.transformers))]
-    peak = max(run.kv_cache_peak_bytes for run in result.minigpt)
-    return [*cells, f"{peak / MEBIBYTE:.2f} MiB"]
+def engine_notes(figures: EngineFigures) -> list[str]:
+    """Return the lines under the table."""
+    peak = max(run.kv_cache_peak_bytes for result in figures.results for run in result.minigpt)
+    notes = [f"Keys and values: at most {peak / MEBIBYTE:.2f} of {figures.kv_cache_bytes / MEBIBYTE:.1f} MiB."]
+    if figures.versions:
+        notes.append("Peers: " + ", ".join(f"{name} {version}" for name, version in figures.versions.items()) + ".")
+    return notes
 
 
 def _speed_cells(runs: Sequence[EngineRun]) -> list[str]:
-    steps = [seconds for run in runs for seconds in run.step_s]
-    return [f"{median_speed(runs):,.0f}", f"{1000 * statistics.median(steps):.2f}" if steps else "–"]
+    step = _median_step(runs)
+    return [f"{median_speed(runs):,.0f}", f"{1000 * step:.2f}" if step else "–"]
+
+
+def _share_cells(result: EngineResult, figures: EngineFigures) -> list[str]:
+    """Return what minigpt reached of the machine's limits."""
+    load = (result.batch, figures.prompt_tokens, figures.max_tokens)
+    seconds, step = statistics.median(run.seconds for run in result.minigpt), _median_step(result.minigpt)
+    flops = figures.costs.flops(*load) / seconds
+    read_bytes = figures.costs.step_bytes(*load) / step if step else 0.0
+    return [
+        f"{flops / 1e9:,.0f} = {flops / figures.limits.flops:.0%}",
+        f"{read_bytes / 1e9:.1f} = {read_bytes / figures.limits.read_bytes:.0%}" if step else "–",
+    ]
+
+
+def _median_step(runs: Sequence[EngineRun]) -> float:
+    """Return the seconds of a step that only decodes; 0 if there was none."""
+    return statistics.median([seconds for run in runs for seconds in run.step_s] or [0.0])

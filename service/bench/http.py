@@ -1,6 +1,7 @@
-"""`minigpt bench http`: what clients see of a server, beside the engine alone under the same load."""
+"""`minigpt bench http`: what clients see of a server, beside the engine alone and other servers under the same load."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -8,9 +9,13 @@ import uvloop
 from rich.table import Table
 
 from service.bench.client import HttpRun, run_load
+from service.bench.dialects import find_dialect
 from service.bench.offline import EngineRun, OfflineEngine
-from service.bench.rounds import compare, measure_in_turn, median_speed
+from service.bench.options import Api
+from service.bench.rounds import Run, Side, compare, measure_in_turn, median_speed
 from service.protocol import Request
+
+Load = Sequence[Request]
 
 
 class HttpResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,50 +24,103 @@ class HttpResult(msgspec.Struct, frozen=True, kw_only=True):
     streams: int
     requests: int
     """In each run."""
-    http: list[HttpRun]
+    minigpt: list[HttpRun]
     engine: list[EngineRun]
     """The engine alone with the same requests, as many at once; empty for a server that ran before."""
+    peers: dict[str, list[HttpRun]]
+    """Name → its runs."""
+
+
+class Server:
+    """A server that is up.
+
+    Args:
+        url: Where.
+        api: What it speaks.
+
+    Raises:
+        SettingError: nobody there.
+    """
+
+    def __init__(self, url: str, api: Api) -> None:
+        self._url = url
+        self._dialect = find_dialect(url, api)
+
+    def run(self, streams: int, requests: Load) -> HttpRun:
+        """Send `requests`, `streams` of them at once.
+
+        Raises:
+            SettingError: it refuses, or cuts a stream.
+        """
+        return uvloop.run(run_load(self._url, self._dialect, requests, streams))
 
 
 def measure_http(
-    url: str, engine: OfflineEngine | None, requests: Sequence[Request], streams: int, rounds: int
+    server: Server,
+    engine: OfflineEngine | None,
+    peers: Mapping[str, Server],
+    loads: Sequence[Load],
+    streams: int,
 ) -> HttpResult:
-    """Send `requests` to a server and, in turn, to the engine alone.
+    """Send each load to each side, in turn; the first load warms up.
+
+    Args:
+        server: Ours.
+        engine: The same model without a server.
+        peers: Name → another server of it.
+        loads: Requests, a round each.
+        streams: How many at once.
 
     Raises:
-        SettingError: the server cannot be reached, refuses, or cuts a stream.
+        SettingError: a server refuses, or cuts a stream.
     """
-    runs, alone = measure_in_turn(
-        lambda: uvloop.run(run_load(url, requests, streams)),
-        (lambda: engine.run(requests, streams)) if engine else None,
-        rounds,
+    ours: Side[Load, HttpRun] = Side(partial(server.run, streams))
+    alone: list[Side[Load, EngineRun]] = [Side(lambda load: engine.run(load, streams))] if engine else []
+    others: dict[str, Side[Load, HttpRun]] = {name: Side(partial(peer.run, streams)) for name, peer in peers.items()}
+    measure_in_turn([ours, *alone, *others.values()], loads)
+    return HttpResult(
+        streams=streams,
+        requests=len(loads[0]),
+        minigpt=ours.runs,
+        engine=alone[0].runs if alone else [],
+        peers={name: side.runs for name, side in others.items()},
     )
-    return HttpResult(streams=streams, requests=len(requests), http=runs, engine=alone)
 
 
 def http_table(results: Sequence[HttpResult], title: str) -> Table:
-    """Return medians and percentiles, a row for each number of streams."""
-    table = Table("streams", title=title)
-    for heading in ("first token, ms\np50", "\np99", "between tokens, ms\np50", "\np99", "HTTP\ntokens/s"):
+    """Return medians and percentiles, a row for each side of each number of streams."""
+    table = Table("streams", "", title=title)
+    for heading in (
+        "first token, ms\nall at once, p50",
+        "one by one\np50",
+        "\np99",
+        "between tokens, ms\np50",
+        "\np99",
+    ):
         table.add_column(heading, justify="right")
-    if results[0].engine:
-        table.add_column("engine alone\ntokens/s", justify="right")
-        table.add_column("HTTP costs\nmedian (range)", justify="right")
+    table.add_column("tokens/s", justify="right")
+    table.add_column("minigpt is times\nas fast (range)", justify="right")
     for result in results:
-        table.add_row(*_cells(result))
+        table.add_row(str(result.streams), "minigpt", *_latency_cells(result.minigpt), *_speed_cells(result.minigpt))
+        if result.engine:
+            table.add_row("", "its engine alone", *["–"] * 5, *_speed_cells(result.minigpt, result.engine))
+        for name, runs in result.peers.items():
+            table.add_row("", name, *_latency_cells(runs), *_speed_cells(result.minigpt, runs))
     return table
 
 
-def _cells(result: HttpResult) -> list[str]:
-    first = [seconds for run in result.http for seconds in run.first_token_s]
-    between = [seconds for run in result.http for seconds in run.inter_token_s]
-    cells = [str(result.streams), *_percentiles(first), *_percentiles(between), f"{median_speed(result.http):,.0f}"]
-    if result.engine:
-        share = compare(result.http, result.engine)
-        costs = f"{1 - share.median:.0%} ({1 - share.highest:.0%} – {1 - share.lowest:.0%})"
-        cells += [f"{median_speed(result.engine):,.0f}", costs]
-    return cells
+def _latency_cells(runs: Sequence[HttpRun]) -> list[str]:
+    burst = [seconds for run in runs for seconds in run.burst_first_token_s]
+    first = [seconds for run in runs for seconds in run.first_token_s]
+    between = [seconds for run in runs for seconds in run.inter_token_s]
+    return [_percentile(burst, 50), *(_percentile(times, q) for times in (first, between) for q in (50, 99))]
 
 
-def _percentiles(seconds: Sequence[float]) -> list[str]:
-    return [f"{1000 * value:.1f}" for value in np.percentile(seconds, (50, 99))] if seconds else ["–", "–"]
+def _percentile(seconds: Sequence[float], q: int) -> str:
+    return f"{1000 * np.percentile(seconds, q):.1f}" if seconds else "–"
+
+
+def _speed_cells(ours: Sequence[Run], others: Sequence[Run] | None = None) -> list[str]:
+    if others is None:
+        return [f"{median_speed(ours):,.0f}", ""]
+    return [f"{median_speed(others):,.0f}", str(compare(ours, others))]

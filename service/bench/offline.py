@@ -5,13 +5,10 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from service.bench.rounds import Run
 from service.config import EngineSettings
 from service.engine.engine import Engine, StepOutput
-from service.engine.loading import count_pages, load_model, make_engine
-from service.engine.paged_kv import PagedKV
+from service.engine.loading import load_engine
 from service.errors import SettingError
 from service.protocol import Claim, Request
 
@@ -34,16 +31,12 @@ class OfflineEngine:
 
     Raises:
         CheckpointError: the folder is refused.
-        SettingError: the memory for keys and values does not hold one full context.
+        SettingError: what is demanded is not to be had here, or the memory does not hold one full context.
     """
 
     def __init__(self, checkpoint: Path, settings: EngineSettings) -> None:
-        loaded = load_model(checkpoint, settings)
-        spec, weight = loaded.model.state_spec, loaded.model.lm_head.weight
-        self.device, self.dtype = weight.device, weight.dtype
-        num_pages = count_pages(spec, settings, self.dtype, self.device)
-        self.kv_cache_bytes = num_pages * PagedKV.page_bytes(spec, settings.page_size, self.dtype)
-        self._engine = make_engine(loaded.model, loaded.tokenizer, settings, num_pages=num_pages)
+        self._engine = load_engine(checkpoint, settings)
+        self.info = self._engine.info
 
     def run(self, requests: Sequence[Request], streams: int) -> EngineRun:
         """Compute `requests`, `streams` of them at once.
@@ -71,16 +64,14 @@ class OfflineEngine:
             tokens=num_tokens,
             seconds=time.perf_counter() - began,
             step_s=step_s,
-            kv_cache_peak_bytes=round(peak * self.kv_cache_bytes),
+            kv_cache_peak_bytes=round(peak * self.info.kv_cache_bytes),
         )
 
     def describe(self) -> dict[str, str | int]:
         """Return what the settings came to on this machine."""
-        return {
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-        }
+        info = self.info
+        kernels = f"{info.kernels} kernels"
+        return {"device": info.device, "kernels": kernels, "dtype": info.dtype, "threads": info.num_threads}
 
 
 def _time_step(engine: Engine) -> tuple[float, list[StepOutput]]:

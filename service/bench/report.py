@@ -55,12 +55,17 @@ def read_machine() -> Machine:
     """Describe this machine, now."""
     return Machine(
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=len(usable_cpus()),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         python=platform.python_version(),
         torch=version("torch"),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def usable_cpus() -> list[int]:
+    """Return the numbers of the CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def command_line() -> str:

@@ -2,7 +2,8 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,8 +20,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.tokens / self.seconds
 
 
-A = TypeVar("A", bound=Run)
-B = TypeVar("B", bound=Run)
+L = TypeVar("L")
+R = TypeVar("R", bound=Run)
+
+
+@dataclass
+class Side(Generic[L, R]):
+    """One of those that are measured in turn."""
+
+    run: Callable[[L], R]
+    """Bears a load once."""
+    runs: list[R] = field(default_factory=list)
+    """What it measured, a run a round."""
 
 
 class Ratio(NamedTuple):
@@ -34,25 +45,19 @@ class Ratio(NamedTuple):
         return f"{self.median:.2f} ({self.lowest:.2f} – {self.highest:.2f})"
 
 
-def measure_in_turn(
-    ours: Callable[[], A], other: Callable[[], B] | None, rounds: int, *, warm_up: bool = True
-) -> tuple[list[A], list[B]]:
-    """Run the two sides A B A B …; return the runs of each, one a round.
+def measure_in_turn(sides: Sequence[Side[L, Any]], loads: Sequence[L], *, warm_up: bool = True) -> None:
+    """Give each load to every side, A B A B …; each keeps its runs.
 
     Args:
-        ours: One side.
-        other: The other; None: there is none, and its list stays empty.
-        rounds: Times that each is measured.
-        warm_up: Run each once before, untimed.
+        sides: Who is measured.
+        loads: What they bear, a round each.
+        warm_up: Whether the first round is not kept.
     """
-    if warm_up:
-        measure_in_turn(ours, other, 1, warm_up=False)
-    our_runs, other_runs = [], []
-    for _ in range(rounds):
-        our_runs.append(ours())
-        if other is not None:
-            other_runs.append(other())
-    return our_runs, other_runs
+    for number, load in enumerate(loads):
+        for side in sides:
+            run = side.run(load)
+            if number or not warm_up:
+                side.runs.append(run)
 
 
 def compare(runs: Sequence[Run], others: Sequence[Run]) -> Ratio:

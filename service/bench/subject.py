@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from service.config import parse_settings
@@ -15,8 +16,9 @@ from service.errors import SettingError
 from service.protocol import Request, SamplingParams
 from training.checkpoint import save_checkpoint
 from training.config import BudgetConfig, ModelConfig, TrainConfig
-from training.manifest import TOKENIZER, resolve_checkpoint
+from training.manifest import CONFIG, TOKENIZER, resolve_checkpoint
 from training.models.gpt import GPT
+from training.models.layouts import from_hf_config
 from training.tokenizers.base import Tokenizer
 from training.tokenizers.char import CharTokenizer
 from training.tokenizers.loading import load_tokenizer
@@ -38,25 +40,40 @@ class Subject:
     folder: Path
     """Its checkpoint."""
     tokenizer: Tokenizer
+    config: ModelConfig
     prompt_tokens: int
     max_tokens: int
 
-    def requests(self, count: int) -> list[Request]:
-        """Return requests with random prompts, whose answers are greedy and exactly `max_tokens` long."""
-        rng = random.Random(SEED)
+    def requests(self, count: int, seed: int = 0) -> list[Request]:
+        """Return requests with random prompts, whose answers are greedy and exactly `max_tokens` long.
+
+        Another seed gives other prompts: what a server kept of earlier ones helps none.
+        """
+        return [self._request(number, self.max_tokens, seed) for number in range(count)]
+
+    def stream_requests(self, streams: int, count: int, seed: int = 0) -> list[Request]:
+        """Return requests for `streams` at once, whose first and last answers are shorter, each by another length.
+
+        So the streams get out of step, each asks while the others are being answered, and all end together.
+        """
+        shares = [(number + 1) / streams for number in range(streams)]
+        num_last = min(streams, max(0, count - streams))
+        firsts, lasts = shares[:count], shares[:num_last][::-1]
+        whole = [1.0] * (count - len(firsts) - len(lasts))
+        lengths = [max(1, round(share * self.max_tokens)) for share in (*firsts, *whole, *lasts)]
+        return [self._request(number, length, seed) for number, length in enumerate(lengths)]
+
+    def _request(self, number: int, max_tokens: int, seed: int) -> Request:
+        rng = random.Random(f"{SEED} {seed} {number}")
         ids = sorted(set(range(self.tokenizer.vocab_size)) - self.tokenizer.special_ids)
         endless = {self.tokenizer.end_of_text_id: NEVER}
-        params = SamplingParams(max_tokens=self.max_tokens, seed=SEED, temperature=0.0, logit_bias=endless)
-        return [
-            Request(
-                id=f"bench-{number}",
-                model="bench",
-                revision="bench",
-                token_ids=tuple(rng.choices(ids, k=self.prompt_tokens)),
-                params=params,
-            )
-            for number in range(count)
-        ]
+        return Request(
+            id=f"bench-{seed}-{number}",
+            model="bench",
+            revision="bench",
+            token_ids=tuple(rng.choices(ids, k=self.prompt_tokens)),
+            params=SamplingParams(max_tokens=max_tokens, seed=SEED, temperature=0.0, logit_bias=endless),
+        )
 
     def describe(self) -> dict[str, str | int]:
         """Return which model it is, and how long prompts and answers are."""
@@ -81,10 +98,14 @@ def open_subject(model: Path | str, vocab_size: int, *, prompt_tokens: int, max_
         if isinstance(model, Path):
             folder = resolve_checkpoint(model)
         else:
-            folder = Path(temporary) / model
-            _save_random(folder, read_shape(model, vocab_size, prompt_tokens + max_tokens))
-        tokenizer = load_tokenizer(folder / TOKENIZER)
-        yield Subject(folder=folder, tokenizer=tokenizer, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
+            folder = save_random(Path(temporary), model, vocab_size, prompt_tokens + max_tokens)
+        yield Subject(
+            folder=folder,
+            tokenizer=load_tokenizer(folder / TOKENIZER),
+            config=from_hf_config(msgspec.json.decode((folder / CONFIG).read_bytes())),
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+        )
 
 
 def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
@@ -110,7 +131,13 @@ def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
     return parse_settings(ModelConfig, fields)
 
 
-def _save_random(folder: Path, config: ModelConfig) -> None:
+def save_random(parent: Path, shape: str, vocab_size: int, context_length: int) -> Path:
+    """Write a checkpoint of random weights, whose vocabulary is characters; return its folder, named like the shape.
+
+    Raises:
+        SettingError: no such shape.
+    """
+    config = read_shape(shape, vocab_size, context_length)
     generator = torch.Generator().manual_seed(SEED)
     model = GPT(config, generator)
     with torch.no_grad():
@@ -119,4 +146,5 @@ def _save_random(folder: Path, config: ModelConfig) -> None:
                 parameter.normal_(0.0, 0.02, generator=generator)
     characters = map(chr, range(FIRST_CHARACTER, FIRST_CHARACTER + config.vocab_size - 2))
     train_config = TrainConfig(budget=BudgetConfig(steps=1), model=config)
-    save_checkpoint(folder, model, CharTokenizer(characters), train_config)
+    save_checkpoint(parent / shape, model, CharTokenizer(characters), train_config)
+    return parent / shape

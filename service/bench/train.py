@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from service.bench.nanogpt_peer import BATCH_SIZE, NanoGPTTrainer, make_nanogpt, nanogpt_config
-from service.bench.rounds import Run, compare, measure_in_turn, median_speed
+from service.bench.rounds import Run, Side, compare, measure_in_turn, median_speed
 from training.config import TrainConfig
 from training.data.batches import random_estimate_batches
 from training.data.prepare import PreparedData
@@ -58,15 +58,13 @@ class TrainBench:
 
     def measure(self, steps: int, rounds: int, *, to_the_end: bool) -> TrainResult:
         """Train both in turn, `steps` a round; the first round is untimed unless the losses are wanted."""
-        minigpt, nanogpt = measure_in_turn(
-            lambda: _time(self._our_step, steps),
-            lambda: _time(self._peer.train_step, steps),
-            rounds,
-            warm_up=not to_the_end,
-        )
+        ours: Side[int, TrainRun] = Side(lambda num_steps: _time(self._our_step, num_steps))
+        nanogpt: Side[int, TrainRun] = Side(lambda num_steps: _time(self._peer.train_step, num_steps))
+        loads = [steps] * (rounds if to_the_end else rounds + 1)
+        measure_in_turn([ours, nanogpt], loads, warm_up=not to_the_end)
         return TrainResult(
-            minigpt=minigpt,
-            nanogpt=nanogpt,
+            minigpt=ours.runs,
+            nanogpt=nanogpt.runs,
             minigpt_loss=self._our_loss() if to_the_end else None,
             nanogpt_loss=self._peer_loss() if to_the_end else None,
         )

@@ -4,14 +4,16 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from service.engine.sampler import sample
+from service.engine.grammar import constrain
+from service.engine.logprobs import Drawn, score_prompts
 from service.engine.scheduler import Scheduler, Work
 from service.engine.sequence import Sequence
 from service.engine.state_pool import PagePool
-from service.protocol import Claim, End, FinishReason
+from service.grammar import Grammars
+from service.grammar_errors import GrammarError
+from service.protocol import Claim, End, FinishReason, TokenLogprobs
 from training.tokenizers.base import Tokenizer
 
 
@@ -21,6 +23,10 @@ class StepOutput(NamedTuple):
     id: str
     token_ids: tuple[int, ...]
     end: End | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One of each of `token_ids`, where the request wants them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens but the first, once, where the request wants them."""
 
 
 class StepStats(NamedTuple):
@@ -30,6 +36,10 @@ class StepStats(NamedTuple):
     num_tokens: int = 0
     kv_cache_usage: float = 0.0
     num_preempted: int = 0
+    num_queried_tokens: int = 0
+    """Of the sequences that began: looked up in the prefix cache."""
+    num_found_tokens: int = 0
+    """Of these: not computed again."""
 
 
 class Runner(Protocol):
@@ -39,42 +49,73 @@ class Runner(Protocol):
         """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
 
 
+class Sampler(Protocol):
+    """What draws tokens."""
+
+    def __call__(self, logits: Tensor, sequences: list[Sequence]) -> list[int | None]:
+        """Draw the next token of each sequence from its row of `logits` `(S, V)`; None where they are not finite."""
+
+
+class EngineInfo(NamedTuple):
+    """What computes, and with what."""
+
+    device: str
+    kernels: str
+    """`torch`, or which of the native ones."""
+    dtype: str
+    """Arithmetic of the products."""
+    num_threads: int
+    kv_cache_bytes: int
+    """Most that keys and values may take."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether a token's logits are the same bits whatever else is computed: libraries promise no order of sums."""
+        return self.kernels != "torch"
+
+    def __str__(self) -> str:
+        megabytes = round(self.kv_cache_bytes / 2**20)
+        return f"{self.kernels} kernels in {self.dtype} on {self.device}, {megabytes} MiB for keys and values"
+
+
 class Engine:
     """Continues sequences.
 
     Args:
         runner: Computes logits.
+        sampler: Draws tokens from them.
         pool: Pages, as many as the runner's storage has.
         tokenizer: Of the model.
         max_context: Positions that the model has.
         max_num_seqs: Sequences in one step.
         max_step_tokens: Tokens in one step.
-        device: Of the logits.
+        info: What computes.
         clock: Seconds, monotonic.
     """
 
     def __init__(
         self,
         runner: Runner,
+        sampler: Sampler,
         pool: PagePool,
         tokenizer: Tokenizer,
         *,
         max_context: int,
         max_num_seqs: int,
         max_step_tokens: int,
-        device: torch.device,
+        info: EngineInfo,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.info = info
         self.last_step = StepStats()
         self._runner = runner
+        self._sampler = sampler
         self._pool = pool
         self._scheduler = Scheduler(pool, max_num_seqs, max_step_tokens)
         self._tokenizer = tokenizer
+        self._grammars = Grammars(tokenizer)
         self._max_context = max_context
         self._max_num_seqs = max_num_seqs
-        self._banned = torch.tensor(
-            sorted(tokenizer.special_ids - {tokenizer.end_of_text_id}), dtype=torch.int64, device=device
-        )
         self._sequences: dict[str, Sequence] = {}
         self._news: list[StepOutput] = []
         self._clock = clock
@@ -92,7 +133,7 @@ class Engine:
     def add(self, claim: Claim) -> None:
         """Take a request; one that cannot be computed ends with an error at the next step."""
         sequence = Sequence(claim, self._tokenizer, self._clock())
-        problem = self._problem(claim)
+        problem = self._problem(claim) or self._start_grammar(sequence)
         if problem is not None:
             self._news.append(StepOutput(sequence.id, (), sequence.end("error", self._clock(), problem)))
             return
@@ -107,20 +148,21 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Compute one step; return the sequences with news."""
-        num_preemptions = self._scheduler.num_preemptions
         works = self._scheduler.schedule()
         outputs, self._news = self._news, []
         if works:
             logits = self._runner.run(works)
-            sampled = [work.sequence for work in works if work.num_logits]
-            token_ids = sample(logits, sampled, self._banned) if sampled else []
+            logits = score_prompts(logits, works)
+            at_end = [work.sequence for work in works if work.reaches_end]
             self._advance(works)
-            outputs += [self._take(sequence, token) for sequence, token in zip(sampled, token_ids, strict=True)]
+            outputs += self._draw(at_end, logits) if at_end else []
         self.last_step = StepStats(
             batch_size=len(works),
             num_tokens=sum(work.num_tokens for work in works),
             kv_cache_usage=self._pool.usage,
-            num_preempted=self._scheduler.num_preemptions - num_preemptions,
+            num_preempted=self._scheduler.num_preempted,
+            num_queried_tokens=self._scheduler.num_queried_tokens,
+            num_found_tokens=self._scheduler.num_found_tokens,
         )
         return outputs
 
@@ -134,22 +176,47 @@ class Engine:
             return "a request of this id is being computed"
         return None
 
+    def _start_grammar(self, sequence: Sequence) -> str | None:
+        """Give a sequence that has a grammar its matcher; return what is wrong with the grammar."""
+        grammar = sequence.request.params.grammar
+        if grammar is not None:
+            try:
+                sequence.matcher = self._grammars.start(grammar)
+            except GrammarError as error:
+                return str(error)
+            sequence.matcher.take(sequence.generated)
+        return None
+
     def _advance(self, works: list[Work]) -> None:
         for sequence, num_tokens in works:
             sequence.num_computed_tokens += num_tokens
 
-    def _take(self, sequence: Sequence, token_id: int | None) -> StepOutput:
-        """Append a token; let the sequence go if it ends here."""
-        now = self._clock()
-        if token_id is None:
-            return self._finish(sequence, (), "error", "the model's logits are not finite")
-        reason = sequence.append(token_id, now)
-        if reason is None:
-            return StepOutput(sequence.id, (token_id,), None)
-        return self._finish(sequence, (token_id,), reason)
+    def _draw(self, sequences: list[Sequence], logits: Tensor) -> list[StepOutput]:
+        """Draw the next token of each sequence from its row of `logits`, `(S, V)`."""
+        drawn = Drawn(logits, sequences)
+        constrain(logits, sequences)
+        token_ids = self._sampler(logits, sequences)
+        return [self._take(*each) for each in zip(sequences, token_ids, drawn.tell(token_ids), strict=True)]
 
-    def _finish(
-        self, sequence: Sequence, token_ids: tuple[int, ...], reason: FinishReason, error: str | None = None
-    ) -> StepOutput:
+    def _take(self, sequence: Sequence, token_id: int | None, logprobs: tuple[TokenLogprobs, ...]) -> StepOutput:
+        """Append a token; let the sequence go if it ends here."""
+        if token_id is None:
+            return StepOutput(sequence.id, (), self._fail(sequence))
+        prompt_logprobs = () if sequence.num_generated else tuple(sequence.prompt_logprobs)
+        if not sequence.request.params.max_tokens:  # the prompt was to be scored, no more
+            return StepOutput(sequence.id, (), self._end(sequence, "length"), (), prompt_logprobs)
+        reason = sequence.append(token_id, self._clock())
+        end = None if reason is None else self._end(sequence, reason)
+        return StepOutput(sequence.id, (token_id,), end, logprobs, prompt_logprobs)
+
+    def _fail(self, sequence: Sequence) -> End:
+        """End a sequence of which no token could be drawn."""
+        if sequence.matcher is not None and sequence.matcher.dead_end is not None:
+            return self._end(sequence, "error", f"after {sequence.num_generated} tokens, {sequence.matcher.dead_end}")
+        self._pool.discard(sequence)
+        return self._end(sequence, "error", "the model's logits are not finite")
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> End:
+        """Let a sequence go."""
         self.abort(sequence.id)
-        return StepOutput(sequence.id, token_ids, sequence.end(reason, self._clock(), error))
+        return sequence.end(reason, self._clock(), error)

@@ -1,21 +1,28 @@
 """From a checkpoint folder to an engine: device, arithmetic, and how much memory keys and values get."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
 from service.config import EngineSettings
-from service.engine.engine import Engine, Runner
-from service.engine.native import NativeRunner, why_not_native
+from service.engine import flash
+from service.engine.cuda_graphs import make_cuda_runner
+from service.engine.engine import Engine, EngineInfo, Runner, Sampler
+from service.engine.kernels import library as kernels
+from service.engine.kernels.library import best_level
+from service.engine.native import Arithmetic, NativeRunner, kv_dtype, why_not_native
+from service.engine.native_sampler import NativeSampler
 from service.engine.paged_kv import PagedKV
 from service.engine.runner import ModelRunner
+from service.engine.sampler import sample
 from service.engine.state_pool import PagePool
 from service.errors import SettingError
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.models.base import KVSpec
-from training.models.devices import choose_device, choose_dtype
+from training.models.devices import choose_device, has_bf16
 from training.models.gpt import GPT
 from training.tokenizers.base import Tokenizer
 
@@ -30,53 +37,94 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
 
     Raises:
         CheckpointError: the folder is refused.
-        SettingError: the memory for keys and values does not hold one full context, or native kernels are demanded
-            that cannot serve here.
+        SettingError: the memory for keys and values does not hold one full context, or what is demanded (device,
+            dtype, native kernels) is not to be had here.
     """
     loaded = load_model(checkpoint, settings)
     return make_engine(loaded.model, loaded.tokenizer, settings)
 
 
 def load_model(checkpoint: Path, settings: EngineSettings) -> Checkpoint:
-    """Load a checkpoint to the device and in the arithmetic that `settings` choose.
+    """Load a checkpoint, in fp32, to the device that `settings` choose.
 
     Raises:
         CheckpointError: the folder is refused.
     """
-    device = choose_device(settings.device)
-    # In bf16 the last bit of a sum, which a library's products round by the shape of a batch, changes tokens too often.
-    automatic = settings.dtype == "auto" and device.type == "cpu"
-    dtype = choose_dtype("fp32" if automatic else settings.dtype, device)
-    return load_checkpoint(checkpoint, device=str(device), dtype=dtype)
+    return load_checkpoint(checkpoint, device=str(choose_device(settings.device)), dtype=torch.float32)
 
 
 def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, num_pages: int | None = None) -> Engine:
-    """Make an engine for a model, on its device and in its dtype; `num_pages` instead of what the settings come to."""
-    weight = model.lm_head.weight
-    spec = model.state_spec
-    num_pages = num_pages or count_pages(spec, settings, weight.dtype, weight.device)
+    """Make an engine for a model, on its device; `num_pages` instead of what the settings come to.
+
+    Raises:
+        SettingError: see `load_engine`.
+    """
+    device, spec = model.lm_head.weight.device, model.state_spec
+    is_native, arithmetic = _choose(model, settings)
+    dtype = kv_dtype(arithmetic)
+    page_size = choose_page_size(settings, device)
+    num_pages = num_pages or count_pages(spec, settings, dtype, device)
+    runner: Runner
+    if is_native:
+        runner = NativeRunner(model, num_pages, settings.max_step_tokens, arithmetic)
+    else:
+        runner = _make_torch_runner(model.eval().to(dtype), num_pages, page_size, settings.max_num_seqs)
     return Engine(
-        _make_runner(model.eval(), num_pages, settings),
-        PagePool(num_pages, settings.page_size),
+        runner,
+        _make_sampler(tokenizer, device),
+        PagePool(num_pages, page_size, prefix_caching=settings.prefix_caching),
         tokenizer,
         max_context=spec.max_context,
         max_num_seqs=settings.max_num_seqs,
         max_step_tokens=settings.max_step_tokens,
-        device=weight.device,
+        info=EngineInfo(
+            device=str(device),
+            kernels=(best_level() or "") if is_native else "torch",
+            dtype=arithmetic,
+            num_threads=torch.get_num_threads(),
+            kv_cache_bytes=num_pages * PagedKV.page_bytes(spec, page_size, dtype),
+        ),
     )
 
 
-def _make_runner(model: GPT, num_pages: int, settings: EngineSettings) -> Runner:
-    obstacle = None if settings.kernels == "torch" else why_not_native(model, settings.page_size)
-    if settings.kernels != "torch" and obstacle is None:
-        return NativeRunner(model, num_pages, settings.max_step_tokens)
+def _choose(model: GPT, settings: EngineSettings) -> tuple[bool, Arithmetic]:
+    """Return whether the native kernels compute, and in what."""
+    device = model.lm_head.weight.device
+    page_size = choose_page_size(settings, device)
+    obstacle = "kernels = 'torch'" if settings.kernels == "torch" else why_not_native(model, page_size)
+    if obstacle is None:
+        return True, "int8" if settings.dtype == "auto" else settings.dtype
     if settings.kernels == "native":
         raise SettingError(f"kernels = 'native': {obstacle}; choose auto or torch")
-    if obstacle is not None:
-        logger.info("torch computes, not the native kernels: %s", obstacle)
+    if settings.dtype == "int8":
+        raise SettingError(f"dtype = 'int8': only the native kernels have it, but {obstacle}; choose fp32 or bf16")
+    if settings.dtype == "bf16" and device.type == "cuda" and not has_bf16(device):
+        raise SettingError(f"dtype = 'bf16': {device} does not have it; choose fp32")
+    logger.info("torch computes, not the native kernels: %s", obstacle)
+    if settings.dtype != "auto":
+        return False, settings.dtype
+    # On CPUs fp32: in bf16 the last bit, which libraries round by the shape of a batch, changes tokens too often.
+    return False, "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
+
+
+def _make_torch_runner(model: GPT, num_pages: int, page_size: int, max_num_seqs: int) -> Runner:
     weight = model.lm_head.weight
-    kv = PagedKV(model.state_spec, num_pages, settings.page_size, dtype=weight.dtype, device=weight.device)
+    if weight.device.type == "cuda":
+        return make_cuda_runner(model, num_pages, page_size, max_num_seqs=max_num_seqs)
+    kv = PagedKV(model.state_spec, num_pages, page_size, dtype=weight.dtype, device=weight.device)
     return ModelRunner(model, kv)
+
+
+def _make_sampler(tokenizer: Tokenizer, device: torch.device) -> Sampler:
+    banned = sorted(tokenizer.special_ids - {tokenizer.end_of_text_id})
+    if device.type == "cpu" and best_level() is not None:
+        return NativeSampler(banned)
+    return partial(sample, banned=torch.tensor(banned, dtype=torch.int64, device=device))
+
+
+def choose_page_size(settings: EngineSettings, device: torch.device) -> int:
+    """Return the tokens of a page; where no setting says how many, what the kernels of `device` read in place."""
+    return settings.page_size or (flash.PAGE_SIZE if device.type == "cuda" else kernels.PAGE_SIZE)
 
 
 def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> int:
@@ -85,8 +133,9 @@ def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, devi
     Raises:
         SettingError: they do not hold one full context.
     """
-    page_bytes = PagedKV.page_bytes(spec, settings.page_size, dtype)
-    context_pages = -(-spec.max_context // settings.page_size)
+    page_size = choose_page_size(settings, device)
+    page_bytes = PagedKV.page_bytes(spec, page_size, dtype)
+    context_pages = -(-spec.max_context // page_size)
     if settings.kv_cache_mb is None:
         within_memory = int(MEMORY_SHARE * _free_memory(device)) // page_bytes
         return max(context_pages, min(context_pages * settings.max_num_seqs, within_memory))

@@ -1,82 +1,105 @@
-"""The runner of the common case: a GPT of the Qwen3 layout in fp32 on a CPU, a step in one native call.
+"""The runner of the common case: a GPT of the Qwen3 layout on a CPU, a step in one native call.
 
 A token's logits are the same bits whatever else is in the step, so a seed fixes the text exactly.
 """
 
-import ctypes
+from array import array
 from collections.abc import Sequence as Ordered
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.engine.kernels.library import PAGE_SIZE, Layer, Model, Step, load_kernels
+from service.engine.kernels.arena import Arena
+from service.engine.kernels.library import PAGE_SIZE, Layer, Linear, Model, Step, best_level, load_kernels
 from service.engine.scheduler import Work
 from training.config import ModelConfig
 from training.models.attention import rotary_table
 from training.models.gpt import GPT
 from training.models.layouts import is_portable
 
+Arithmetic = Literal["fp32", "bf16", "int8"]
+WIDTHS = {"fp32": 1, "bf16": 2, "int8": 4}
+"""Neighbours of a row in one lane of four bytes."""
+ZERO = 128
+"""What stands for 0 among the int8 kernels' activations."""
+
 
 def why_not_native(model: GPT, page_size: int) -> str | None:
     """Return what keeps the kernels from running `model` with pages of this size; None if nothing does."""
-    config, weight = model.config, model.lm_head.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return f"they compute in fp32 on a CPU, not in {weight.dtype} on {weight.device}"
+    config = model.config
+    if model.lm_head.weight.device.type != "cpu":
+        return f"they compute on a CPU, not on {model.lm_head.weight.device}"
     if not is_portable(config):
         return "the model is not of the Qwen3 layout"
     if any(size % PAGE_SIZE for size in (config.n_embd, config.head_width, config.hidden_width)):
         return f"n_embd, head_dim and n_hidden must be multiples of {PAGE_SIZE}"
     if page_size != PAGE_SIZE:
         return f"page_size must be {PAGE_SIZE}"
-    return None if load_kernels() else "the package was installed without a C++ compiler (g++)"
+    return None if best_level() else "the package was installed without a C++ compiler (g++)"
+
+
+def kv_dtype(arithmetic: Arithmetic) -> torch.dtype:
+    """Return what keys and values are kept in."""
+    return torch.float32 if arithmetic == "fp32" else torch.bfloat16
 
 
 class NativeRunner:
-    """Runs a model over paged keys and values, natively.
+    """Runs a model over paged keys and values, natively. Keeps a packed copy of the weights, not the model.
 
     Args:
         model: One that nothing keeps from it (`why_not_native`).
         num_pages: Pages of keys and values.
         max_step_tokens: Most tokens of a step.
+        arithmetic: Of the products.
+        level: One of the kernels' `LEVELS`; `None`: the best.
     """
 
-    def __init__(self, model: GPT, num_pages: int, max_step_tokens: int) -> None:
-        kernels = load_kernels()
+    def __init__(
+        self, model: GPT, num_pages: int, max_step_tokens: int, arithmetic: Arithmetic, level: str | None = None
+    ) -> None:
+        self.level = level or best_level() or ""
+        kernels = load_kernels(self.level)
         if kernels is None:
             raise RuntimeError("no kernels: ask why_not_native first")
         config = model.config
-        self._step = kernels.minigpt_step
+        self._step = getattr(kernels, f"minigpt_step_{arithmetic}")
+        self._panel = kernels.minigpt_panel()
+        self._arithmetic = arithmetic
         self._vocab_size = config.vocab_size
-        heads = (config.n_layer, num_pages, config.kv_heads)
-        self.keys = torch.zeros(*heads, config.head_width, PAGE_SIZE)  # a vector holds one element of 16 keys
-        self.values = torch.zeros(*heads, PAGE_SIZE, config.head_width)
+        self._num_threads = torch.get_num_threads()
+        kept_in, heads = kv_dtype(arithmetic), (config.n_layer, num_pages, config.kv_heads)
+        width = 4 // kept_in.itemsize
+        self._arena = Arena()
+        self.keys = self._arena.zeros(*heads, config.head_width // width, PAGE_SIZE, width, dtype=kept_in)
+        self.values = self._arena.zeros(*heads, PAGE_SIZE // width, config.head_width, width, dtype=kept_in)
         self._kept: list[Tensor] = []  # what the pointers below point to
         self._model = self._describe(model)
-        self._room = self._scratch(config, max_step_tokens)
-        self._pointers = {name: tensor.data_ptr() for name, tensor in self._room.items()}
+        self._scratch = self._make_scratch(config, max_step_tokens)
+        self._pointers = {name: tensor.data_ptr() for name, tensor in self._scratch.items()}
+        self._logits = self._scratch["logits"]
 
     def run(self, works: Ordered[Work]) -> Tensor:
         """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
-        spans = [(work.sequence.num_computed_tokens, work.num_tokens) for work in works]
-        token_ids = [id_ for (s, n), (first, _) in zip(works, spans, strict=True) for id_ in s.token_ids[first:][:n]]
-        positions = [position for first, count in spans for position in range(first, first + count)]
-        starts = np.cumsum([0, *(len(work.sequence.page_table) for work in works[:-1])])
-        ends = np.cumsum([work.num_tokens for work in works])
-        inputs = [
-            np.asarray(token_ids, dtype=np.int64),
-            np.asarray(positions, dtype=np.int64),
-            np.repeat(starts, [work.num_tokens for work in works]).astype(np.int64),
-            np.asarray([page for work in works for page in work.sequence.page_table], dtype=np.int64),
-            np.asarray(
-                [at for w, end in zip(works, ends, strict=True) for at in range(end - w.num_logits, end)], np.int64
-            ),
-        ]
-        counts = (len(token_ids), len(inputs[-1]), torch.get_num_threads())
-        step = Step(*counts, *(array.ctypes.data for array in inputs), **self._pointers)
-        self._step(ctypes.byref(self._model), ctypes.byref(step))
-        return self._room["logits"][: step.num_samples, : self._vocab_size]
+        token_ids: list[int] = []
+        positions: list[int] = []
+        tables: list[int] = []
+        pages: list[int] = []
+        samples: list[int] = []
+        for work in works:
+            sequence, count = work.sequence, work.num_tokens
+            first = sequence.num_computed_tokens
+            token_ids += sequence.token_ids[first : first + count]
+            positions += range(first, first + count)
+            tables += [len(pages)] * count
+            pages += sequence.page_table
+            samples += range(len(token_ids) - work.num_logits, len(token_ids))
+        inputs = [array("q", values) for values in (token_ids, positions, tables, pages, samples)]
+        addresses = [values.buffer_info()[0] for values in inputs]
+        step = Step(len(token_ids), len(samples), self._num_threads, *addresses, **self._pointers)
+        self._step(self._model, step)
+        return self._logits[: len(samples), : self._vocab_size]
 
     def _describe(self, model: GPT) -> Model:
         config = model.config
@@ -89,61 +112,72 @@ class NativeRunner:
             G=config.kv_heads,
             D=config.head_width,
             F=config.hidden_width,
-            V=_whole(config.vocab_size),
             max_context=_whole(config.context_length),
             norm_eps=config.norm_eps,
-            embedding=self._keep(model.model.embed_tokens.weight),
-            norm=self._keep(model.get_parameter("model.norm.weight")),
-            head=self._keep(_pack(model.lm_head.weight)),
+            embedding=self._keep(model.model.embed_tokens.weight.to(self.keys.dtype)),
+            norm=self._keep(model.get_parameter("model.norm.weight").float()),
             cosine=self._keep(cosine),
             sine=self._keep(sine),
+            head=self._pack(model.lm_head.weight),
             layers=(Layer * config.n_layer)(*layers),
         )
 
     def _describe_layer(self, block: nn.Module, index: int) -> Layer:
-        def weight(name: str) -> Tensor:
-            return block.get_parameter(f"{name}.weight")
+        def weight(*names: str) -> Tensor:
+            return torch.cat([block.get_parameter(f"{name}.weight") for name in names])
 
-        qkv = torch.cat([weight(f"self_attn.{letter}_proj") for letter in "qkv"])
-        gate_up = torch.cat([weight("mlp.gate_proj"), weight("mlp.up_proj")])
         return Layer(
-            input_norm=self._keep(weight("input_layernorm")),
-            qkv=self._keep(_pack(qkv)),
-            q_norm=self._keep(weight("self_attn.q_norm")),
-            k_norm=self._keep(weight("self_attn.k_norm")),
-            o_proj=self._keep(_pack(weight("self_attn.o_proj"))),
-            mlp_norm=self._keep(weight("post_attention_layernorm")),
-            gate_up=self._keep(_pack(gate_up)),
-            down_proj=self._keep(_pack(weight("mlp.down_proj"))),
+            input_norm=self._keep(weight("input_layernorm").float()),
+            q_norm=self._keep(weight("self_attn.q_norm").float()),
+            k_norm=self._keep(weight("self_attn.k_norm").float()),
+            mlp_norm=self._keep(weight("post_attention_layernorm").float()),
+            qkv=self._pack(weight("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            o_proj=self._pack(weight("self_attn.o_proj")),
+            gate_up=self._pack(weight("mlp.gate_proj", "mlp.up_proj")),
+            down_proj=self._pack(weight("mlp.down_proj")),
             keys=self.keys[index].data_ptr(),
             values=self.values[index].data_ptr(),
         )
 
+    def _pack(self, weight: Tensor) -> Linear:
+        """Pack a `(N, K)` matrix, N rounded up to whole panels."""
+        padded = F.pad(weight.detach().float(), (0, 0, 0, _whole(weight.size(0)) - weight.size(0)))
+        scales, offsets = None, None
+        if self._arithmetic == "int8":
+            each = padded.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+            padded = (padded / each).round()
+            scales, offsets = self._keep(each), self._keep((padded.sum(1) * ZERO).to(torch.int32))
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[self._arithmetic]
+        packed = self._keep(_panels(padded.to(dtype), self._panel, WIDTHS[self._arithmetic]))
+        return Linear(packed, scales, offsets, weight.size(1), padded.size(0))
+
     def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor.detach().contiguous())
+        """Copy a tensor to memory of our own; return where it stands."""
+        self._kept.append(self._arena.copy(tensor))
         return self._kept[-1].data_ptr()
 
-    def _scratch(self, config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
-        heads, width = config.n_head, config.head_width
-        shapes = {
-            "x": (config.n_embd,),
-            "normed": (config.n_embd,),
-            "qkv": ((heads + 2 * config.kv_heads) * width,),
-            "attended": (heads * width,),
-            "hidden": (config.hidden_width,),
-            "gate_up": (2 * config.hidden_width,),
-            "scores": (heads, self._model.max_context),
-            "logits": (self._model.V,),
+    def _make_scratch(self, config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
+        heads, context = config.n_head * config.head_width, self._model.max_context
+        each = {
+            "x": config.n_embd,
+            "qkv": heads + 2 * config.kv_heads * config.head_width,
+            "attended": heads,
+            "gate_up": 2 * config.hidden_width,
+            "logits": self._model.head.N,
+            "q": heads,
+            "lanes": max(config.n_embd, heads, config.hidden_width),
+            "scales": 1,
         }
-        return {name: torch.empty(num_tokens, *shape) for name, shape in shapes.items()}
+        shapes = {name: (num_tokens, width) for name, width in each.items()}
+        shapes |= dict.fromkeys(("scores", "weights"), (self._num_threads, context))
+        return {name: self._arena.zeros(*shape, dtype=torch.float32) for name, shape in shapes.items()}
 
 
 def _whole(size: int) -> int:
-    """Round up to whole vectors."""
+    """Round up to whole pages; whole panels then, too."""
     return -(-size // PAGE_SIZE) * PAGE_SIZE
 
 
-def _pack(weight: Tensor) -> Tensor:
-    """Lay a `(N, K)` matrix out as panels of 16 outputs, `(N / 16, K, 16)`, the last one filled with zeros."""
-    padded = F.pad(weight.detach(), (0, 0, 0, _whole(weight.size(0)) - weight.size(0)))
-    return padded.view(-1, PAGE_SIZE, weight.size(1)).transpose(1, 2).contiguous()
+def _panels(weight: Tensor, panel: int, width: int) -> Tensor:
+    """Lay a `(N, K)` matrix out as panels of outputs, `(N / panel, K / width, panel, width)`."""
+    return weight.view(-1, panel, weight.size(1) // width, width).transpose(1, 2)

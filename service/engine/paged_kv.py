@@ -1,14 +1,13 @@
 """Keys and values in pages: storage that a model's attention appends to and reads through `DecodeState`."""
 
-from collections.abc import Sequence as Ordered
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.engine.scheduler import Work
-from training.models.base import KVSpec
+from service.engine.step_inputs import StepInputs
+from training.models.base import DecodeState, KVSpec
 
 
 class PagedKV:
@@ -27,6 +26,7 @@ class PagedKV:
     ) -> None:
         # Heads before slots: one gather gives each head's keys of a row as one contiguous matrix.
         shape = (spec.n_layer, spec.n_kv_head, num_pages * page_size, spec.head_dim)
+        self.num_pages = num_pages
         self.page_size = page_size
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -36,50 +36,47 @@ class PagedKV:
         """Return what one page takes, keys and values of all layers."""
         return 2 * spec.n_layer * spec.n_kv_head * page_size * spec.head_dim * dtype.itemsize
 
-    def state(self, works: Ordered[Work]) -> "PagedState":
-        """Return the past of the sequences of one step."""
-        return PagedState(self, works)
+    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of one layer page by page, `(P, page_size, G, D)` each; nothing is copied."""
+        keys, values = (
+            stored[layer].view(-1, self.num_pages, self.page_size, stored.size(-1)).permute(1, 2, 0, 3)
+            for stored in (self.keys, self.values)
+        )
+        return keys, values
 
-    def slots(self, work: Work, first: int, last: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Return the slots of the positions first … last - 1 of a sequence, `(last - first,)`."""
-        positions = np.arange(first, last)
-        pages = np.asarray(work.sequence.page_table, dtype=np.int64)
-        return pages[positions // self.page_size] * self.page_size + positions % self.page_size
+    def append(self, k: Tensor, v: Tensor, slots: Tensor, layer: int) -> None:
+        """Write keys and values `(1, T, G, D)` of one layer to their slots, `(T,)` int64."""
+        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
+            stored.index_copy_(1, slots, new[0].transpose(0, 1).to(stored.dtype))
+
+
+Attention = Callable[[PagedKV, StepInputs], DecodeState]
+"""Makes the state of one step."""
 
 
 class PagedState:
     """The `DecodeState` of one step, its rows packed into one: B = 1, T = all tokens of the step.
 
-    Works of one token come first and are attended to together; each longer prefill chunk on its own.
+    Rows of one token are attended to together; each longer prefill chunk on its own.
     """
 
-    def __init__(self, kv: PagedKV, works: Ordered[Work]) -> None:
+    def __init__(self, kv: PagedKV, inputs: StepInputs) -> None:
         self._kv = kv
-        spans = [(work.sequence.num_computed_tokens, work.num_tokens) for work in works]
-        device = kv.keys.device
-        positions = np.concatenate([np.arange(first, first + count) for first, count in spans])
-        written = np.concatenate([kv.slots(w, first, first + n) for w, (first, n) in zip(works, spans, strict=True)])
-        self._positions = torch.from_numpy(positions).to(device).unsqueeze(0)  # (1, T)
-        self._written = torch.from_numpy(written).to(device)  # (T,)
-        decodes = [work for work in works if work.num_tokens == 1]
-        self._num_decodes = len(decodes)
-        if decodes:
-            self._gathered, self._beyond = self._decode_index(decodes)
-        self._chunks = [
-            (torch.from_numpy(kv.slots(work, 0, first + count)).to(device), count)
-            for work, (first, count) in zip(works, spans, strict=True)
-            if count > 1
-        ]
+        self._inputs = inputs
+        self._written = inputs.slots.long()
+        self._num_decodes = inputs.counts.count(1)
+        if self._num_decodes:
+            self._gathered, self._beyond = self._decode_index()
+        self._chunks = [self._chunk(row) for row in range(self._num_decodes, len(inputs.counts))]
 
     def positions(self) -> Tensor:
         """Return the position of each token in its own sequence, `(1, T)`."""
-        return self._positions
+        return self._inputs.positions
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """Append keys and values, attend each token to its own sequence; `(1, T, H, D)` to `(1, T, H, D)`."""
+        self._kv.append(k, v, self._written, layer)
         keys, values = self._kv.keys[layer], self._kv.values[layer]  # (G, slots, D)
-        keys.index_copy_(1, self._written, k[0].transpose(0, 1).to(keys.dtype))
-        values.index_copy_(1, self._written, v[0].transpose(0, 1).to(values.dtype))
         queries = q[0].to(keys.dtype)  # (T, H, D)
         parts = []
         if self._num_decodes:
@@ -90,17 +87,25 @@ class PagedState:
             start += count
         return torch.cat(parts).unsqueeze(0).to(q.dtype)
 
-    def _decode_index(self, decodes: list[Work]) -> tuple[Tensor, Tensor]:
+    def _decode_index(self) -> tuple[Tensor, Tensor]:
         """Return the slots `(R·L,)` of the rows' pasts, padded to the longest L; where padding is, `(R, 1, L)`."""
-        device = self._kv.keys.device
-        lengths = [work.sequence.num_computed_tokens + 1 for work in decodes]
-        longest = max(lengths)
-        slots = np.zeros((len(decodes), longest), dtype=np.int64)
-        for row, (work, length) in enumerate(zip(decodes, lengths, strict=True)):
-            slots[row, :length] = self._kv.slots(work, 0, length)
-            slots[row, length:] = slots[row, 0]  # its own: a weight of 0 times a stranger's NaN is NaN
-        beyond = np.arange(longest)[None, :] >= np.asarray(lengths)[:, None]
-        return torch.from_numpy(slots.ravel()).to(device), torch.from_numpy(beyond).to(device).unsqueeze(1)
+        rows = slice(self._num_decodes)
+        every = torch.arange(max(self._inputs.bounds[rows]), device=self._written.device)  # (L,)
+        last = self._inputs.lengths[rows].unsqueeze(1) - 1  # (R, 1)
+        # Padding reads the row's own last key again: a weight of 0 times a stranger's NaN is NaN.
+        slots = self._slots(rows, torch.minimum(every, last))  # (R, L)
+        return slots.flatten(), (every > last).unsqueeze(1)
+
+    def _chunk(self, row: int) -> tuple[Tensor, int]:
+        """Return the slots `(L,)` of the past of a row, and how many of its last positions are this step's."""
+        positions = torch.arange(self._inputs.bounds[row], device=self._written.device)
+        return self._slots(slice(row, row + 1), positions.unsqueeze(0))[0], self._inputs.counts[row]
+
+    def _slots(self, rows: slice, positions: Tensor) -> Tensor:
+        """Return where the positions `(R, L)` of some rows stand, `(R, L)` int64."""
+        page_size = self._kv.page_size
+        pages = self._inputs.page_tables[rows].long().gather(1, positions // page_size)
+        return pages * page_size + positions % page_size
 
     def _attend_decodes(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend one query a row: `(R, H, D)` to `(R, H, D)`.

@@ -3,11 +3,13 @@
 from collections.abc import Sequence as Ordered
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.paged_kv import PagedKV
+from service.engine.paged_kv import Attention, PagedKV, PagedState
 from service.engine.scheduler import Work
+from service.engine.step_inputs import read_step, upload
 from training.models.gpt import GPT
 
 
@@ -17,21 +19,21 @@ class ModelRunner:
     Args:
         model: In evaluation mode, on the device of `kv`.
         kv: Where the past is kept.
+        attention: How it is read.
     """
 
-    def __init__(self, model: GPT, kv: PagedKV) -> None:
+    def __init__(self, model: GPT, kv: PagedKV, attention: Attention = PagedState) -> None:
         self._model = model
         self._kv = kv
+        self._attention = attention
 
     @torch.inference_mode()
     def run(self, works: Ordered[Work]) -> Tensor:
         """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
-        ids: list[int] = []
-        for sequence, num_tokens in works:
-            first = sequence.num_computed_tokens
-            ids += sequence.token_ids[first : first + num_tokens]
         device = self._kv.keys.device
-        hidden = self._model.hidden(torch.tensor([ids], device=device), self._kv.state(works))[0]  # (T, C)
-        ends = accumulate(work.num_tokens for work in works)
+        inputs = read_step(works, self._kv.page_size, device)
+        ends = accumulate(inputs.counts)
         wanted = [at for work, end in zip(works, ends, strict=True) for at in range(end - work.num_logits, end)]
-        return self._model.lm_head(hidden[wanted]).float()
+        index = upload(np.asarray(wanted, dtype=np.int64), device)  # before the pass: it is behind it that one waits
+        hidden = self._model.hidden(inputs.token_ids, self._attention(self._kv, inputs))[0]  # (T, C)
+        return self._model.lm_head(hidden.index_select(0, index)).float()

@@ -5,12 +5,16 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from service.engine.sequence import Sequence
+from service.engine.step_inputs import upload
 from service.protocol import SamplingParams
 
+NOT_FINITE = -1
+"""On the device: no token could be drawn."""
 _MASK = (1 << 64) - 1
 
 
@@ -49,18 +53,16 @@ def sample(logits: Tensor, sequences: Ordered[Sequence], banned: Tensor) -> list
     Returns:
         A token id each; None where the logits are not finite.
     """
-    finite = logits.isfinite().all(dim=-1).tolist()
+    finite = logits.isfinite().all(dim=-1)  # (S,)
     logits[:, banned] = float("-inf")
     for row, sequence in enumerate(sequences):
         _adjust(logits, row, sequence)
-    greedy = logits.argmax(-1).tolist()
-    drawn = greedy
+    drawn = logits.argmax(-1)
     if any(sequence.request.params.temperature > 0 for sequence in sequences):
-        drawn = _draw(logits, sequences)
-    return [
-        None if not ok else likeliest if sequence.request.params.temperature == 0 else token_id
-        for ok, likeliest, token_id, sequence in zip(finite, greedy, drawn, sequences, strict=True)
-    ]
+        greedy = _column((s.request.params.temperature == 0 for s in sequences), logits.device).squeeze(1)
+        drawn = drawn.where(greedy > 0, _draw(logits, sequences))
+    token_ids = drawn.where(finite, NOT_FINITE).tolist()  # the only time that the host waits for the device
+    return [None if token_id == NOT_FINITE else token_id for token_id in token_ids]
 
 
 def _adjust(all_logits: Tensor, row: int, sequence: Sequence) -> None:
@@ -70,22 +72,23 @@ def _adjust(all_logits: Tensor, row: int, sequence: Sequence) -> None:
     presence and frequency penalties as OpenAI defines them, over generated tokens.
     """
     params = sequence.request.params
-    like = partial(torch.tensor, device=all_logits.device)
+    ids_of = partial(_upload, dtype=np.int64, device=all_logits.device)
+    values_of = partial(_upload, dtype=np.float32, device=all_logits.device)
     if params.logit_bias:
-        all_logits[row, like(list(params.logit_bias))] += like(list(params.logit_bias.values()))
+        all_logits[row, ids_of(params.logit_bias)] += values_of(params.logit_bias.values())
     if params.repetition_penalty != 1.0:
-        ids = like(sorted(set(sequence.token_ids)))
+        ids = ids_of(set(sequence.token_ids))
         seen = all_logits[row, ids]
         penalty = params.repetition_penalty
         all_logits[row, ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
     if (params.presence_penalty or params.frequency_penalty) and sequence.num_generated:
         counts = Counter(sequence.generated)
         penalties = [params.presence_penalty + params.frequency_penalty * count for count in counts.values()]
-        all_logits[row, like(list(counts))] -= like(penalties)
+        all_logits[row, ids_of(counts)] -= values_of(penalties)
 
 
-def _draw(logits: Tensor, sequences: Ordered[Sequence]) -> list[int]:
-    """Draw from each row by inversion of its distribution, in order of ids."""
+def _draw(logits: Tensor, sequences: Ordered[Sequence]) -> Tensor:
+    """Draw from each row by inversion of its distribution, in order of ids; `(S,)` int64."""
     params = [sequence.request.params for sequence in sequences]
     column = partial(_column, device=logits.device)
     probabilities = (logits.double() / column(p.temperature or 1.0 for p in params)).softmax(-1)  # (S, V)
@@ -96,7 +99,7 @@ def _draw(logits: Tensor, sequences: Ordered[Sequence]) -> list[int]:
     numbers = column(uniform(p.seed, p.choice, s.num_generated) for p, s in zip(params, sequences, strict=True))
     # Below the total even where the product rounds up to it; then the first id whose cumulative share is greater.
     target = torch.minimum(numbers * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).tolist()
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
 def _filter(probabilities: Tensor, params: Ordered[SamplingParams]) -> Tensor:
@@ -120,4 +123,8 @@ def _filter(probabilities: Tensor, params: Ordered[SamplingParams]) -> Tensor:
 
 
 def _column(values: Iterable[float], device: torch.device) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.float64, device=device).unsqueeze(1)  # (S, 1)
+    return _upload(values, np.float64, device).unsqueeze(1)  # (S, 1)
+
+
+def _upload(values: Iterable[float], dtype: type[np.generic], device: torch.device) -> Tensor:
+    return upload(np.fromiter(values, dtype), device)

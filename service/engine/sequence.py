@@ -1,7 +1,8 @@
 """One sequence while it is being continued: its tokens, how far they are computed, and where its past is kept."""
 
 from service.detokenizer import TextStream
-from service.protocol import Claim, End, FinishReason, Request
+from service.grammar import Matcher
+from service.protocol import Claim, End, FinishReason, Request, TokenLogprobs
 from training.tokenizers.base import Tokenizer
 
 
@@ -22,7 +23,17 @@ class Sequence:
         """Tokens whose past is in the pool; the rest is still to be computed."""
         self.page_table: list[int] = []
         """Pages that hold the past, in order of position."""
+        self.page_keys: list[bytes] = []
+        """What stands in its full pages, as far as the pool was asked; they stay when the pages go."""
+        self.num_cached_tokens: int | None = None
+        """Tokens of the prompt that were in the cache when the sequence was first admitted; `None` before."""
+        self.matcher: Matcher | None = None
+        """Of its grammar, at the end of the tokens."""
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        """Of the prompt's tokens but the first, as far as they are scored."""
         self.first_token_at: float | None = None
+        # Whoever logged the first token told them with it.
+        self._scores_prompt = claim.request.params.prompt_logprobs and not claim.token_ids
         self._added_at = now
         self._end_of_text_id = tokenizer.end_of_text_id
         self._text = TextStream(tokenizer, claim.request.params.stop)
@@ -53,6 +64,11 @@ class Sequence:
         """Tokens not yet computed: 1 while decoding, more before and in a prefill."""
         return len(self.token_ids) - self.num_computed_tokens
 
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether tokens of the prompt are still to be scored; the logits of all that is computed are wanted then."""
+        return self._scores_prompt and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+
     def append(self, token_id: int, now: float) -> FinishReason | None:
         """Take the next token; return why the sequence ends with it, if it does."""
         self.token_ids.append(token_id)
@@ -60,7 +76,10 @@ class Sequence:
         params = self.request.params
         if params.stop:
             self._text.push((token_id,))
-        if token_id == self._end_of_text_id or self._text.stopped is not None:
+        if self.matcher is not None:
+            self.matcher.take((token_id,))
+        is_complete = self.matcher is not None and self.matcher.is_complete
+        if token_id == self._end_of_text_id or self._text.stopped is not None or is_complete:
             return "stop"
         return "length" if self.num_generated >= params.max_tokens else None
 
@@ -73,4 +92,5 @@ class Sequence:
             error=error,
             prefill_s=(now if first is None else first) - self._added_at,
             decode_s=0.0 if first is None else now - first,
+            cached_tokens=self.num_cached_tokens or 0,
         )

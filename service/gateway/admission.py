@@ -1,5 +1,6 @@
 """From a body to requests in the queue: which model, which tokens, whether they fit, who could answer."""
 
+import asyncio
 import itertools
 import random
 import time
@@ -11,15 +12,17 @@ import msgspec
 from service.errors import BadRequest, DoesNotFit, NotFound, Unavailable
 from service.gateway.generation import Choice, Generation
 from service.gateway.schemas import GenerateBody
+from service.grammar import Grammars
+from service.grammar_errors import GrammarError
 from service.metrics import GatewayMetrics
-from service.protocol import Request, SamplingParams
+from service.protocol import Grammar, Request, SamplingParams
 from service.queue.base import GatewayQueue
 from training.tokenizers.base import Tokenizer
 
 DEFAULT_MAX_TOKENS = 128
 _RETRY_AFTER_S = 1.0
 _PLAIN_PARAMS = (
-    *("temperature", "top_p", "min_p"),
+    *("temperature", "top_p", "min_p", "logprobs"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 """Fields that go from the body to `SamplingParams` as they are; its defaults hold for what is left out."""
@@ -66,6 +69,7 @@ class Admission:
         self.draining = False
         """Set to refuse new requests; those that were accepted go on."""
         self.models = {model.name: model for model in models}
+        self._grammars = {model.name: Grammars(model.tokenizer) for model in models}
         self._queue = queue
         self._metrics = metrics
         self._clock = clock
@@ -80,7 +84,8 @@ class Admission:
             request_id: Id of the answer; those of its sequences are `<request id>-<k>`.
 
         Raises:
-            BadRequest: a token id that the vocabulary lacks; no model named where there are several.
+            BadRequest: a token id that the vocabulary lacks; a grammar that cannot be compiled or that the vocabulary
+                cannot spell; no model named where there are several.
             NotFound: no such model.
             DoesNotFit: prompt and `max_tokens` are more than the context.
             QueueFull: too much waits already.
@@ -90,6 +95,8 @@ class Admission:
         model = self._resolve(body.model)
         prompts = _read_prompts(body, model)
         params = self._read_params(body, model, prompts)
+        if params.grammar is not None:
+            await self._require_possible(params.grammar, model)
         await self._require_loaded(model)
         deadline = None if body.deadline_s is None else self._clock() + body.deadline_s
         template = Request(
@@ -113,6 +120,12 @@ class Admission:
         missing = [model.name for model in self.models.values() if model.revision not in alive]
         if missing:
             raise Unavailable(f"no worker serves {', '.join(missing)}", retry_after_s=_RETRY_AFTER_S)
+
+    async def _require_possible(self, grammar: Grammar, model: ServedModel) -> None:
+        try:
+            await asyncio.to_thread(self._grammars[model.name].start, grammar)
+        except GrammarError as error:
+            raise BadRequest(str(error), param=grammar.kind) from None
 
     async def _require_loaded(self, model: ServedModel) -> None:
         self._require_open()
@@ -146,6 +159,8 @@ class Admission:
             top_k=body.top_k or None,
             logit_bias=bias,
             stop=tuple(body.stop or ()),
+            grammar=_read_grammar(body),
+            prompt_logprobs=bool(body.echo) and body.logprobs is not None,
             **plain,
         )
 
@@ -159,6 +174,12 @@ def _read_prompts(body: GenerateBody, model: ServedModel) -> list[Prompt]:
         return [Prompt(text, tuple(body.token_ids) or start)]
     texts = [body.prompt] if body.prompt is not None else body.prompts or []
     return [Prompt(text, tuple(tokenizer.encode(text)) or start) for text in texts]
+
+
+def _read_grammar(body: GenerateBody) -> Grammar | None:
+    if body.regex is not None:
+        return Grammar(kind="regex", source=body.regex)
+    return None if body.json_schema is None else Grammar(kind="json_schema", source=body.json_schema)
 
 
 def _require_known(token_ids: Iterable[int], model: ServedModel, param: str) -> None:

@@ -5,6 +5,7 @@ from starlette.types import Receive
 
 from service.gateway.connection import run_while_connected
 from service.gateway.generation import Generation, Piece, Timings, Usage
+from service.gateway.logprobs import Logprobs
 from service.protocol import FinishReason
 
 
@@ -16,7 +17,7 @@ class AnsweredChoice(msgspec.Struct):
     token_ids: list[int] = []
     finish_reason: FinishReason | None = None
     stop_reason: str | None = None
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -41,13 +42,9 @@ async def gather_answer(generation: Generation, receive: Receive) -> Answer:
     """
     choices = [AnsweredChoice(index) for index in range(len(generation.choices))]
 
-    async def gather(piece: Piece) -> None:
-        choice = choices[piece.index]
-        choice.text += piece.text
-        choice.token_ids += piece.token_ids
-        if piece.end is not None:
-            choice.finish_reason = piece.end.finish_reason
-            choice.stop_reason = piece.end.stop_reason
+    async def gather(pieces: list[Piece]) -> None:
+        for piece in pieces:
+            _add(choices[piece.index], piece)
 
     await run_while_connected(generation.run(gather), receive)
     return Answer(
@@ -59,3 +56,14 @@ async def gather_answer(generation: Generation, receive: Receive) -> Answer:
         usage=generation.usage(),
         timings=generation.timings(),
     )
+
+
+def _add(choice: AnsweredChoice, piece: Piece) -> None:
+    choice.text += piece.text
+    choice.token_ids += piece.token_ids
+    if piece.logprobs is not None:
+        choice.logprobs = choice.logprobs or Logprobs()
+        choice.logprobs.extend(piece.logprobs)
+    if piece.end is not None:
+        choice.finish_reason = piece.end.finish_reason
+        choice.stop_reason = piece.end.stop_reason

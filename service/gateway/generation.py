@@ -1,6 +1,5 @@
 """One accepted request: its sequences followed through the queue, their tokens made text, their ends counted."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -8,6 +7,7 @@ import msgspec
 
 from service.detokenizer import TextStream
 from service.errors import DeadlinePassed, EngineFailure
+from service.gateway.logprobs import Logprobs
 from service.metrics import ModelMetrics
 from service.protocol import End, Request, Update
 from service.queue.base import GatewayQueue
@@ -20,6 +20,7 @@ class Piece(msgspec.Struct, frozen=True):
     index: int
     text: str
     token_ids: list[int]
+    logprobs: Logprobs | None
     end: End | None
 
 
@@ -57,26 +58,41 @@ class Choice:
         self.request = request
         self.num_tokens = 0
         self.queued_s = 0.0
+        self.last_token = 0.0
+        """When the last tokens came, by `time.perf_counter()`."""
         self.end: End | None = None
         self._index = index
         self._text = TextStream(tokenizer, request.params.stop)
         self._unsent_text = prefix
         self._unsent_ids: list[int] = []
+        self._unsent_logprobs = self._first_logprobs()
 
     def take(self, update: Update) -> Piece | None:
         """Add `update`; return the piece that can be sent now, `None` while all its text is in doubt."""
         self.num_tokens += len(update.token_ids)
         self.queued_s = update.queued_s
         self.end = update.end
-        self._unsent_ids.extend(update.token_ids)
+        self._unsent_ids += update.token_ids
+        if self._unsent_logprobs is not None:
+            self._unsent_logprobs.add(update.prompt_logprobs)
+            self._unsent_logprobs.add(update.logprobs)
         text = self._text.push(update.token_ids)
         if update.end is not None:
             text += self._text.finish()
         if not text and update.end is None:
             return None
-        piece = Piece(self._index, self._unsent_text + text, self._unsent_ids, update.end)
+        piece = Piece(self._index, self._unsent_text + text, self._unsent_ids, self._unsent_logprobs, update.end)
         self._unsent_text, self._unsent_ids = "", []
+        self._unsent_logprobs = None if self._unsent_logprobs is None else Logprobs()
         return piece
+
+    def _first_logprobs(self) -> Logprobs | None:
+        if self.request.params.logprobs is None:
+            return None
+        logprobs = Logprobs()
+        if self.request.params.prompt_logprobs:
+            logprobs.add_first(self.request.token_ids[0])
+        return logprobs
 
 
 class Generation:
@@ -99,23 +115,25 @@ class Generation:
         self.revision = first.revision
         self.seed = first.params.seed
         self.choices = choices
+        self._by_id = {choice.request.id: choice for choice in choices}
         self._queue = queue
         self._metrics = metrics
         self._arrived = arrived
 
-    async def run(self, deliver: Callable[[Piece], Awaitable[None]]) -> None:
-        """Hand over every piece as it comes, those of one choice in order; cancel what is left undone.
+    async def run(self, deliver: Callable[[list[Piece]], Awaitable[None]]) -> None:
+        """Hand over what came, as it comes, the pieces of a choice in order; cancel what is left undone.
 
         Raises:
             EngineFailure: a choice failed.
             DeadlinePassed: the request's own deadline passed.
         """
         try:
-            async with asyncio.TaskGroup() as group:
-                for choice in self.choices:
-                    group.create_task(self._follow(choice, deliver))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+            async for updates in self._queue.watch(list(self._by_id)):
+                pieces = [piece for update in updates if (piece := self._take(update)) is not None]
+                if pieces:
+                    await deliver(pieces)
+                for update in updates:
+                    _raise_failure(update.end)
         finally:
             await self._cancel_rest()
 
@@ -139,16 +157,15 @@ class Generation:
             tokens_per_s=round(num_tokens / decode_s, 1) if decode_s > 0 else 0.0,
         )
 
-    async def _follow(self, choice: Choice, deliver: Callable[[Piece], Awaitable[None]]) -> None:
-        before = self._arrived
-        async for update in self._queue.watch(choice.request.id):
-            before = self._count(choice, update, before)
-            piece = choice.take(update)
-            if update.end is not None:
-                self._count_end(choice, update.end)
-                _raise_failure(update.end)
-            if piece is not None:
-                await deliver(piece)
+    def _take(self, update: Update) -> Piece | None:
+        choice = self._by_id[update.id]
+        if update.token_ids:
+            self._count(choice, len(update.token_ids))
+        piece = choice.take(update)
+        if update.end is None:
+            return piece
+        self._count_end(choice, update.end)
+        return None if _is_failure(update.end) else piece
 
     async def _cancel_rest(self) -> None:
         for choice in self.choices:
@@ -156,22 +173,26 @@ class Generation:
                 await self._queue.cancel(choice.request.id)
                 self._count_end(choice, End(finish_reason="abort"))
 
-    def _count(self, choice: Choice, update: Update, before: float) -> float:
-        if not update.token_ids:
-            return before
+    def _count(self, choice: Choice, num_tokens: int) -> None:
         now = time.perf_counter()
-        count = self._metrics.go_on if choice.num_tokens else self._metrics.start
-        count(len(update.token_ids), now - before)
-        return now
+        if choice.num_tokens:
+            self._metrics.go_on(num_tokens, now - choice.last_token)
+        else:
+            self._metrics.start(num_tokens, now - self._arrived)
+        choice.last_token = now
 
     def _count_end(self, choice: Choice, end: End) -> None:
         self._metrics.end(end, choice.num_tokens, choice.queued_s, time.perf_counter() - self._arrived)
 
 
-def _raise_failure(end: End) -> None:
-    if end.deadline_passed:
+def _is_failure(end: End) -> bool:
+    return end.deadline_passed or end.finish_reason == "error"
+
+
+def _raise_failure(end: End | None) -> None:
+    if end is not None and end.deadline_passed:
         raise DeadlinePassed("deadline_s passed before the answer was complete", param="deadline_s")
-    if end.finish_reason == "error":
+    if end is not None and end.finish_reason == "error":
         raise EngineFailure(end.error or "the engine failed with this request")
 
 

@@ -14,9 +14,11 @@ MAX_CHOICES = 16
 MAX_STOP = 8
 MAX_STOP_CHARS = 64
 MAX_LOGIT_BIAS = 300
+MAX_LOGPROBS = 20
+MAX_GRAMMAR_CHARS = 16_384
 MIN_TEMPERATURE = 1e-4
 """Under it the likeliest token has all the probability there is, and a division by it could overflow."""
-_NOT_OFFERED = frozenset({"logprobs", "priority", "regex", "json_schema"})
+_NOT_OFFERED = frozenset({"priority"})
 _ID_PATTERN = r"^(0|[1-9][0-9]{0,8})$"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
@@ -39,6 +41,18 @@ def _temper(temperature: float) -> float:
     return temperature if temperature >= MIN_TEMPERATURE else 0.0
 
 
+def _as_json(schema: object) -> str:
+    if not isinstance(schema, dict):
+        raise ValueError('must be an object, e.g. {"type": "integer"}')
+    try:
+        text = json.dumps(schema)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise ValueError(f"should have at most {MAX_GRAMMAR_CHARS} characters")
+    return text
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -50,6 +64,8 @@ StopStrings = Annotated[
     Field(max_length=MAX_STOP),
     BeforeValidator(_as_list, json_schema_input_type=StopString | list[StopString]),
 ]
+Regex = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS), AfterValidator(_unicode)]
+JsonSchema = Annotated[str, BeforeValidator(_as_json), WithJsonSchema({"type": "object"})]
 IdKey = Annotated[str, AfterValidator(_id_key), WithJsonSchema({"type": "string", "pattern": _ID_PATTERN})]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -64,8 +80,9 @@ class GenerateBody(BaseModel):
     prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)] | None = None
     token_ids: Annotated[list[int], Field(fail_fast=True)] | None = Field(None, description="The prompt as token ids.")
     model: Text | None = Field(None, description="Name of a served model; may be left out where there is only one.")
-    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
-        None, description="Tokens to generate at most; by default 128, or as many as the context still holds."
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None,
+        description="Tokens to generate at most; by default 128, or as many as the context still holds. 0: with echo.",
     )
     temperature: Annotated[float, Field(ge=0, le=100), AfterValidator(_temper)] | None = Field(
         None, description="0: always the likeliest token."
@@ -87,17 +104,21 @@ class GenerateBody(BaseModel):
     deadline_s: Annotated[float, Field(gt=0, le=86_400)] | None = Field(
         None, description="Seconds after which the answer is not wanted any more."
     )
-    logprobs: None = Field(None, description="Not offered yet.")
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None,
+        description="Tell each token's log-probability, and of so many likeliest ones; with echo also of the prompt's.",
+    )
+    regex: Regex | None = Field(None, description="Expression that the whole text matches, in Rust's syntax.")
+    json_schema: JsonSchema | None = Field(None, description="JSON schema that the text fulfils.")
     priority: Literal[0] | None = Field(None, description="Not offered yet.")
-    regex: None = Field(None, description="Not offered yet.")
-    json_schema: None = Field(None, description="Not offered yet.")
 
 
 def parse_generate(body: bytes) -> GenerateBody:
     """Read the body of `POST /generate`.
 
     Raises:
-        BadRequest: not JSON, an unknown or repeated field, a wrong type, a value out of range.
+        BadRequest: not JSON, an unknown or repeated field, a wrong type, a value out of range, fields that exclude
+            each other.
     """
     fields = load_object(body)
     unknown = fields.keys() - GenerateBody.model_fields.keys()
@@ -107,8 +128,7 @@ def parse_generate(body: bytes) -> GenerateBody:
         wanted = GenerateBody.model_validate(fields)
     except ValidationError as error:
         _refuse_invalid(error)
-    if sum(given is not None for given in (wanted.prompt, wanted.prompts, wanted.token_ids)) != 1:
-        raise BadRequest("give exactly one of prompt, prompts and token_ids", param="prompt")
+    _refuse_combination(wanted)
     return wanted
 
 
@@ -151,6 +171,15 @@ def _refuse_unknown(name: str) -> NoReturn:
     close = difflib.get_close_matches(name, GenerateBody.model_fields, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise BadRequest(f"{name}: this server knows no such field{hint}", param=name)
+
+
+def _refuse_combination(wanted: GenerateBody) -> None:
+    if sum(given is not None for given in (wanted.prompt, wanted.prompts, wanted.token_ids)) != 1:
+        raise BadRequest("give exactly one of prompt, prompts and token_ids", param="prompt")
+    if wanted.regex is not None and wanted.json_schema is not None:
+        raise BadRequest("give regex or json_schema, not both", param="regex")
+    if wanted.max_tokens == 0 and not wanted.echo:
+        raise BadRequest("max_tokens: 0 needs echo; without, there is nothing to answer", param="max_tokens")
 
 
 def _refuse_invalid(error: ValidationError) -> NoReturn:

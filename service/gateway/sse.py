@@ -1,4 +1,4 @@
-"""The answer of `POST /generate` as server-sent events, one frame for whatever the queue has logged since the last."""
+"""The answer of `POST /generate` as server-sent events: a frame for what came of a choice since its last."""
 
 import asyncio
 
@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from service.errors import ServiceError
 from service.gateway.connection import run_while_connected
 from service.gateway.generation import Generation, Piece, Timings, Usage
+from service.gateway.logprobs import Logprobs
 from service.gateway.responses import envelope
 from service.metrics import GatewayMetrics
 from service.protocol import FinishReason
@@ -17,6 +18,7 @@ from service.protocol import FinishReason
 _HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 _DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
+_encode = msgspec.json.Encoder().encode
 
 
 class Frame(msgspec.Struct):
@@ -26,7 +28,7 @@ class Frame(msgspec.Struct):
     index: int
     text: str
     token_ids: list[int]
-    logprobs: None = None
+    logprobs: Logprobs | None
     finish_reason: FinishReason | None = None
     stop_reason: str | UnsetType | None = UNSET
     usage: Usage | UnsetType = UNSET
@@ -50,7 +52,7 @@ class EventStream(Response):
         self._generation = generation
         self._metrics = metrics
         self._ping_s = ping_s
-        self._turn = asyncio.Lock()  # a slow reader must not see the frames of several choices change their order
+        self._prefix = b"id: %b-" % generation.id.encode()
         self._num_open = len(generation.choices)
         self._num_tokens = 0
         self._silent = True
@@ -76,14 +78,15 @@ class EventStream(Response):
             pings.cancel()
         await self._write(_DONE, more=False)
 
-    async def _deliver(self, piece: Piece) -> None:
-        async with self._turn:
-            self._num_tokens += len(piece.token_ids)
-            frame = msgspec.json.encode(self._frame(piece))
-            await self._write(b"id: %b-%d\ndata: %b\n\n" % (self._generation.id.encode(), self._num_tokens, frame))
+    async def _deliver(self, pieces: list[Piece]) -> None:
+        await self._write(b"".join(map(self._event, pieces)))
+
+    def _event(self, piece: Piece) -> bytes:
+        self._num_tokens += len(piece.token_ids)
+        return b"%b%d\ndata: %b\n\n" % (self._prefix, self._num_tokens, _encode(self._frame(piece)))
 
     def _frame(self, piece: Piece) -> Frame:
-        frame = Frame(self._generation.id, piece.index, piece.text, piece.token_ids)
+        frame = Frame(self._generation.id, piece.index, piece.text, piece.token_ids, piece.logprobs)
         if piece.end is not None:
             self._num_open -= 1
             frame.finish_reason = piece.end.finish_reason
@@ -94,9 +97,9 @@ class EventStream(Response):
                 frame.timings = self._generation.timings()
         return frame
 
-    async def _write(self, event: bytes, *, more: bool = True) -> None:
+    async def _write(self, events: bytes, *, more: bool = True) -> None:
         self._silent = False
-        await self._send({"type": "http.response.body", "body": event, "more_body": more})
+        await self._send({"type": "http.response.body", "body": events, "more_body": more})
 
     async def _keep_pinging(self) -> None:
         while True:

@@ -20,8 +20,8 @@ class GatewayQueue(Protocol):
             QueueFull: over the cap of requests or of tokens; with `retry_after_s` from the measured drain rate.
         """
 
-    def watch(self, request_id: str) -> AsyncIterator[Update]:
-        """Yield everything from the first token on, in order, without gaps, and at last the update with its `end`."""
+    def watch(self, request_ids: Sequence[str]) -> AsyncIterator[Sequence[Update]]:
+        """Yield what comes of any of them: from the first token on, in order, without gaps, each up to its `end`."""
 
     async def cancel(self, request_id: str) -> None:
         """End a request: at once if it waits, else at its worker's next emission. Unknown or ended: no error."""
@@ -31,7 +31,7 @@ class GatewayQueue(Protocol):
 
 
 class WorkerQueue(Protocol):
-    """The worker's face: blocking, called from the worker's own threads, never two calls at once on one object."""
+    """The worker's face: blocking. One call at a time, but for `claim`, which may wait on a thread of its own."""
 
     def register(self, models: dict[str, str]) -> None:
         """Say which models (name → revision) this worker serves; ready from now on."""
@@ -44,6 +44,9 @@ class WorkerQueue(Protocol):
 
     def renew(self) -> bool:
         """Renew the lease; False when it was lost: everything claimed belongs to others now."""
+
+    def retire(self) -> None:
+        """Claim no more: a claim that waits comes back empty. What is claimed stays."""
 
     def release(self) -> None:
         """Hand everything claimed back to the front of the queue, attempts unchanged, and claim no more."""

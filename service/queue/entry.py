@@ -1,13 +1,12 @@
-"""One request as the local queue keeps it: where it stands, its token log, and who watches it."""
+"""One request as the local queue keeps it: where it stands, its token log, and whom news of it wakes."""
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import msgspec
 
-from service.protocol import Claim, Emission, End, Request, Update
+from service.protocol import Claim, Emission, End, Request, TokenLogprobs
 
 
 @dataclass(slots=True, eq=False)
@@ -27,8 +26,12 @@ class Entry:
     queued_s: float | None = None
     """Seconds up to the first claim; `None` before it."""
     log: "array[int]" = field(default_factory=lambda: array("I"))
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of each token of the log, or none of any."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     end: End | None = None
-    _watchers: set[asyncio.Event] = field(default_factory=set)
+    watchers: set[asyncio.Event] = field(default_factory=set)
+    """Set whenever there is news."""
 
     def called_off(self, now: float) -> End | None:
         """Return the end that awaits it when nobody wants it any more."""
@@ -56,10 +59,13 @@ class Entry:
         there = self.log[emission.base : emission.base + len(emission.token_ids)]
         return tuple(there) == emission.token_ids
 
-    def append(self, token_ids: tuple[int, ...]) -> None:
-        """Log all of `token_ids` (each below 2^32) or, when one is none, nothing."""
-        if token_ids:
-            self.log.extend(array("I", token_ids))
+    def append(self, emission: Emission) -> None:
+        """Log all tokens of `emission` (each below 2^32), with what is told of them, or, when one is none, nothing."""
+        self.log.extend(array("I", emission.token_ids))
+        self.logprobs.extend(emission.logprobs)
+        if not self.prompt_logprobs:  # a worker that goes on computes the prompt's again
+            self.prompt_logprobs = emission.prompt_logprobs
+        if emission.token_ids or emission.prompt_logprobs:
             self._tell()
 
     def finish(self, end: End, now: float) -> None:
@@ -71,33 +77,6 @@ class Entry:
         self.request = msgspec.structs.replace(self.request, token_ids=())
         self._tell()
 
-    async def watch(self) -> AsyncIterator[Update]:
-        """Yield the log from its first token, then what is added, up to the end."""
-        news = asyncio.Event()
-        self._watchers.add(news)
-        try:
-            sent = 0
-            while True:
-                news.clear()
-                if len(self.log) > sent or self.end is not None:
-                    update = self._since(sent)
-                    sent = len(self.log)
-                    yield update
-                    if update.end is not None:
-                        return
-                await news.wait()
-        finally:
-            self._watchers.discard(news)
-
-    def _since(self, base: int) -> Update:
-        return Update(
-            id=self.request.id,
-            base=base,
-            token_ids=tuple(self.log[base:]),
-            end=self.end,
-            queued_s=self.queued_s or 0.0,
-        )
-
     def _tell(self) -> None:
-        for watcher in self._watchers:
-            watcher.set()
+        for news in self.watchers:
+            news.set()

@@ -1,10 +1,11 @@
 """The worker's verbs across a Unix socket: MessagePack frames behind their length, one reply to each call, in order.
 
-A connection is a worker. When it closes, the worker is dead and its requests go to another at once. What is no frame
-closes it.
+A worker is two connections: claims wait on one while everything else passes on the other. When either closes, the
+worker is dead and its requests go to another at once. What is no frame closes it.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -27,9 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 class RegisterCall(Wire, frozen=True, kw_only=True, tag="register"):
-    """`WorkerQueue.register`; answered with nil."""
+    """`WorkerQueue.register`; answered with the worker's name."""
 
     models: dict[str, str]
+
+
+class JoinCall(Wire, frozen=True, kw_only=True, tag="join"):
+    """Makes this connection another one of `worker`; answered with nil."""
+
+    worker: str
 
 
 class ClaimCall(Wire, frozen=True, kw_only=True, tag="claim"):
@@ -49,11 +56,15 @@ class RenewCall(Wire, frozen=True, kw_only=True, tag="renew"):
     """`WorkerQueue.renew`; answered with a bool."""
 
 
+class RetireCall(Wire, frozen=True, kw_only=True, tag="retire"):
+    """`WorkerQueue.retire`; answered with nil."""
+
+
 class ReleaseCall(Wire, frozen=True, kw_only=True, tag="release"):
     """`WorkerQueue.release`; answered with nil."""
 
 
-Call = RegisterCall | ClaimCall | EmitCall | RenewCall | ReleaseCall
+Call = RegisterCall | JoinCall | ClaimCall | EmitCall | RenewCall | RetireCall | ReleaseCall
 Reply = TypeVar("Reply")
 
 
@@ -98,52 +109,79 @@ class LinkQueue:
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         self._path = path
+        self._calls = _Channel(path, timeout_s)
+        self._claims = _Channel(path, timeout_s)
+        self._nothing = msgspec.msgpack.Decoder(None)
+        self._name = msgspec.msgpack.Decoder(str)
+        self._claimed = msgspec.msgpack.Decoder(list[Claim])
+        self._statuses = msgspec.msgpack.Decoder(list[EmitStatus])
+        self._bool = msgspec.msgpack.Decoder(bool)
+
+    def register(self, models: dict[str, str]) -> None:
+        """Say which models (name → revision) this worker serves."""
+        name = self._call(self._calls, RegisterCall(models=models), self._name)
+        self._call(self._claims, JoinCall(worker=name), self._nothing)
+
+    def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
+        """Take up to `max_requests`, waiting up to `wait_s` for the first."""
+        return self._call(self._claims, ClaimCall(max_requests=max_requests, wait_s=wait_s), self._claimed, wait_s)
+
+    def emit(self, emissions: Sequence[Emission]) -> list[EmitStatus]:
+        """Append one step's tokens and ends; renews the lease."""
+        return self._call(self._calls, EmitCall(emissions=tuple(emissions)), self._statuses)
+
+    def renew(self) -> bool:
+        """Renew the lease; False when it was lost."""
+        return self._call(self._calls, RenewCall(), self._bool)
+
+    def retire(self) -> None:
+        """Claim no more."""
+        self._call(self._calls, RetireCall(), self._nothing)
+
+    def release(self) -> None:
+        """Hand everything claimed back; claim no more."""
+        self._call(self._calls, ReleaseCall(), self._nothing)
+
+    def close(self) -> None:
+        """Close the connections: what is still claimed counts as lost."""
+        self._calls.close()
+        self._claims.close()
+
+    def _call(
+        self, channel: "_Channel", call: Call, reply: msgspec.msgpack.Decoder[Reply], wait_s: float = 0.0
+    ) -> Reply:
+        try:
+            return reply.decode(channel.ask(msgspec.msgpack.encode(call), wait_s))
+        except (OSError, FrameError, msgspec.DecodeError) as error:
+            self.close()  # a reply that comes late must not be taken for the next call's
+            raise Unavailable(f"the queue at {self._path} is gone: {error}") from error
+
+
+class _Channel:
+    """A worker's end of one connection."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
-        self._nothing = msgspec.msgpack.Decoder(None)
-        self._claims = msgspec.msgpack.Decoder(list[Claim])
-        self._statuses = msgspec.msgpack.Decoder(list[EmitStatus])
-        self._bool = msgspec.msgpack.Decoder(bool)
         try:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
             raise Unavailable(f"no queue at {path}: {error}") from error
 
-    def register(self, models: dict[str, str]) -> None:
-        """Say which models (name → revision) this worker serves."""
-        self._call(RegisterCall(models=models), self._nothing)
-
-    def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
-        """Take up to `max_requests`, waiting up to `wait_s` for the first."""
-        return self._call(ClaimCall(max_requests=max_requests, wait_s=wait_s), self._claims, wait_s)
-
-    def emit(self, emissions: Sequence[Emission]) -> list[EmitStatus]:
-        """Append one step's tokens and ends; renews the lease."""
-        return self._call(EmitCall(emissions=tuple(emissions)), self._statuses)
-
-    def renew(self) -> bool:
-        """Renew the lease; False when it was lost."""
-        return self._call(RenewCall(), self._bool)
-
-    def release(self) -> None:
-        """Hand everything claimed back; claim no more."""
-        self._call(ReleaseCall(), self._nothing)
+    def ask(self, payload: bytes, wait_s: float) -> bytes:
+        """Send a call; return its reply, for which the queue may wait for `wait_s`."""
+        self._socket.settimeout(self._timeout_s + wait_s)
+        self._socket.sendall(_frame(payload))
+        (size,) = LENGTH.unpack(self._receive(LENGTH.size))
+        return self._receive(_checked(size))
 
     def close(self) -> None:
-        """Close the connection: what is still claimed counts as lost."""
+        """Close it; a thread that waits for a reply fails."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-    def _call(self, call: Call, reply: msgspec.msgpack.Decoder[Reply], wait_s: float = 0.0) -> Reply:
-        try:
-            self._socket.settimeout(self._timeout_s + wait_s)
-            self._socket.sendall(_frame(msgspec.msgpack.encode(call)))
-            (size,) = LENGTH.unpack(self._receive(LENGTH.size))
-            return reply.decode(self._receive(_checked(size)))
-        except (OSError, FrameError, msgspec.DecodeError) as error:
-            self.close()  # a reply that comes late must not be taken for the next call's
-            raise Unavailable(f"the queue at {self._path} is gone: {error}") from error
 
     def _receive(self, size: int) -> bytes:
         data = bytearray()
@@ -156,7 +194,7 @@ class LinkQueue:
 
 
 class _Connection(asyncio.Protocol):
-    """One worker's end in the gateway's loop."""
+    """The gateway's end of one connection."""
 
     def __init__(self, queue: LocalQueue, worker: str) -> None:
         self._queue = queue
@@ -189,6 +227,9 @@ class _Connection(asyncio.Protocol):
         match call:
             case RegisterCall():
                 self._queue.register(self._worker, call.models)
+                self._reply(self._worker)
+            case JoinCall():
+                self._worker = call.worker
                 self._reply(None)
             case ClaimCall():
                 self._claiming = asyncio.ensure_future(self._claim(call))
@@ -196,6 +237,9 @@ class _Connection(asyncio.Protocol):
                 self._reply(self._queue.emit(self._worker, call.emissions))
             case RenewCall():
                 self._reply(self._queue.renew(self._worker))
+            case RetireCall():
+                self._queue.retire(self._worker)
+                self._reply(None)
             case ReleaseCall():
                 self._queue.release(self._worker)
                 self._reply(None)

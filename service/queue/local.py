@@ -14,6 +14,7 @@ from service.errors import NotFound, QueueFull
 from service.protocol import Claim, Emission, EmitStatus, End, QueueStats, Request, Update
 from service.queue.drain_rate import DrainRate
 from service.queue.entry import Entry
+from service.queue.watch import watch
 
 RETRY_AFTER_S = (1.0, 60.0)
 """Least and most that `QueueFull` asks a client to wait."""
@@ -43,7 +44,8 @@ class LocalQueue:
         self._workers: dict[str, _Worker] = {}
         self._ended: deque[tuple[float, str]] = deque()
         self._arrivals = itertools.count()
-        self._idle: dict[str, asyncio.Event] = {}
+        self._waiting: dict[str, asyncio.Event] = {}
+        """The claims that wait, by worker."""
         self._drain = DrainRate()
         self._num_resumed = self._num_fenced = self._num_quarantined = 0
 
@@ -63,15 +65,16 @@ class LocalQueue:
             self._entries[request.id] = entry
             self._enqueue(entry)
 
-    def watch(self, request_id: str) -> AsyncIterator[Update]:
-        """Yield everything from the first token on, and at last the update with its `end`.
+    def watch(self, request_ids: Sequence[str]) -> AsyncIterator[list[Update]]:
+        """Yield what comes of any of them, from their first tokens on, each up to the update with its `end`.
 
         Raises:
-            NotFound: never submitted, or forgotten since it ended.
+            NotFound: one was never submitted, or forgotten since it ended.
         """
-        if request_id not in self._entries:
-            raise NotFound(f"no request '{request_id}': it was never submitted, or ended too long ago")
-        return self._entries[request_id].watch()
+        for request_id in request_ids:
+            if request_id not in self._entries:
+                raise NotFound(f"no request '{request_id}': it was never submitted, or ended too long ago")
+        return watch([self._entries[request_id] for request_id in request_ids])
 
     async def cancel(self, request_id: str) -> None:
         """End a request: at once if it waits, else at its worker's next emission. Unknown or ended: no error."""
@@ -108,22 +111,23 @@ class LocalQueue:
     async def claim(self, worker: str, max_requests: int, wait_s: float) -> list[Claim]:
         """Take up to `max_requests`, oldest first; wait up to `wait_s` for the first. None to one without a lease.
 
-        Idle workers of a model share what waits for it.
+        Workers of a model that wait at once share what comes, so that they have equally much to do.
         """
         claims = self._take(worker, max_requests)
         if claims or wait_s <= 0:
             return claims
-        work_came = self._idle[worker] = asyncio.Event()
+        news = self._waiting[worker] = asyncio.Event()
         try:
             async with asyncio.timeout(wait_s):
-                while not claims:
-                    await work_came.wait()
-                    work_came.clear()
+                while not claims and not self._has_retired(worker):
+                    await news.wait()
+                    news.clear()
                     claims = self._take(worker, max_requests)
         except TimeoutError:
             pass
         finally:
-            del self._idle[worker]
+            del self._waiting[worker]
+            self._wake_takers()  # what it left is for the others alone now
         return claims
 
     def emit(self, worker: str, emissions: Sequence[Emission]) -> list[EmitStatus]:
@@ -140,6 +144,12 @@ class LocalQueue:
             return False
         holder.lease_end = self._clock() + self._settings.lease_s
         return True
+
+    def retire(self, worker: str) -> None:
+        """Give `worker` nothing new; what it holds it keeps."""
+        if worker in self._workers:
+            self._workers[worker].models = {}
+        self._wake_takers()
 
     def release(self, worker: str) -> None:
         """Hand everything claimed back to its old place, attempts unchanged; the worker claims no more."""
@@ -193,7 +203,7 @@ class LocalQueue:
         if self._end_if_called_off(entry):
             return EmitStatus.CANCEL
         if emission.base == len(entry.log):
-            entry.append(emission.token_ids)
+            entry.append(emission)
             if emission.end is not None:
                 self._finish(entry, emission.end)
             return EmitStatus.OK
@@ -242,8 +252,11 @@ class LocalQueue:
     def _enqueue(self, entry: Entry) -> None:
         insort(self._line(entry), entry, key=_arrival)  # one that comes back is older than most: near the front
         self._waiting_tokens += entry.request.cost
-        for work_came in self._idle.values():
-            work_came.set()
+        self._wake_takers()
+
+    def _wake_takers(self) -> None:
+        for news in self._waiting.values():
+            news.set()
 
     def _leave_line(self, entry: Entry) -> None:
         line = self._line(entry)
@@ -261,13 +274,18 @@ class LocalQueue:
         heads = [line[0] for served in models.items() if (line := self._lines.get(served))]
         return min(heads, key=_arrival, default=None)
 
+    def _has_retired(self, worker: str) -> bool:
+        return worker in self._workers and not self._workers[worker].models
+
     def _share(self, worker: str) -> int:
-        """Return how many of the requests that wait are for `worker`, when others are idle as well."""
-        served = self._workers[worker].models.items()
-        waiting = sum(len(self._lines.get(line, ())) for line in served)
-        idle = [self._workers[name] for name in self._idle if name != worker and name in self._workers]
-        num_takers = 1 + sum(not served.isdisjoint(other.models.items()) for other in idle)
-        return math.ceil(waiting / num_takers)
+        """Return how many of the requests that wait are for `worker`, so that all who wait for them hold as many."""
+        me = self._workers[worker]
+        served = me.models.items()
+        num_waiting = sum(len(self._lines.get(line, ())) for line in served)
+        others = [self._workers[name] for name in self._waiting if name != worker and name in self._workers]
+        loads = [len(other.claims) for other in others if not served.isdisjoint(other.models.items())]
+        level = math.ceil((num_waiting + len(me.claims) + sum(loads)) / (1 + len(loads)))
+        return max(0, level - len(me.claims))
 
     def _num_waiting(self) -> int:
         return sum(map(len, self._lines.values()))

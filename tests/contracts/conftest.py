@@ -38,11 +38,11 @@ class Watcher:
     def __init__(self, home: "Home", request_id: str) -> None:
         self.updates: list[Update] = []
         self._home = home
-        self._task = home.start(self._read(home.queue.watch(request_id)))
+        self._task = home.start(self._read(home.queue.watch([request_id])))
 
-    async def _read(self, updates) -> None:
-        async for update in updates:
-            self.updates.append(update)
+    async def _read(self, watched) -> None:
+        async for updates in watched:
+            self.updates += updates
 
     @property
     def token_ids(self) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.config import WorkerSettings, parse_settings
-from service.protocol import Claim, End
+from service.protocol import Claim, End, TokenLogprobs
 from service.queue.link import LinkQueue
 from service.worker import Worker, run_until_stopped
 
@@ -20,6 +20,8 @@ class Output:
     id: str
     token_ids: tuple[int, ...]
     end: End | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class CountingEngine:
@@ -68,7 +70,12 @@ class CountingEngine:
         if over:
             self.abort(claim.request.id)
         token_id = (params.seed * 1_000_003 + index * 7919) % 2**31
-        return Output(claim.request.id, (token_id,), End(finish_reason="length") if over else None)
+        end = End(finish_reason="length") if over else None
+        if params.logprobs is None:
+            return Output(claim.request.id, (token_id,), end)
+        logprobs = (TokenLogprobs(token_id=token_id, logprob=-float(index)),)
+        prompt = [TokenLogprobs(token_id=id_, logprob=-0.5) for id_ in claim.request.token_ids[1:]]
+        return Output(claim.request.id, (token_id,), end, logprobs, () if index else tuple(prompt))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
 import subprocess
 import sys
 
+import typer
+
+from service.__main__ import _command_line, app
+from service.config import EngineSettings, parse_settings
+
 
 def run_minigpt(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "service", *arguments]
@@ -20,3 +25,11 @@ def test_a_worker_refuses_an_address_that_is_none(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_differs_from_the_defaults_reaches_a_worker():
+    assert _command_line(EngineSettings()) == []
+    settings = EngineSettings(prefix_caching=False, max_num_seqs=3, kv_cache_mb=7, kernels="torch")
+    worker = typer.main.get_command(app).commands["worker"]
+    context = worker.make_context("worker", ["--queue=local:///link", "--model=m", *_command_line(settings)])
+    assert parse_settings(EngineSettings, context.params) == settings

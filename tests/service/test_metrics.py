@@ -15,7 +15,7 @@ WORKER = """
 from prometheus_client import CollectorRegistry
 from service.metrics import WorkerMetrics
 metrics = WorkerMetrics(CollectorRegistry(), "tiny")
-metrics.step(0.002, 4, {usage}, num_preempted=2)
+metrics.step(0.002, 4, {usage}, num_preempted=2, num_queried_tokens=40, num_found_tokens=16)
 import os
 print(os.getpid())
 """
@@ -43,6 +43,8 @@ def test_the_figures_of_several_processes_come_together(tmp_path):
     assert 'minigpt_step_seconds_count{model="tiny"} 2.0' in lines
     assert 'minigpt_batch_size_sum{model="tiny"} 8.0' in lines
     assert 'minigpt_preemptions_total{model="tiny"} 4.0' in lines
+    assert 'minigpt_prefix_cache_queries_total{model="tiny"} 80.0' in lines
+    assert 'minigpt_prefix_cache_hits_total{model="tiny"} 32.0' in lines
     assert 'minigpt_kv_cache_usage_ratio{model="tiny"} 0.75' in lines
     assert 'minigpt_generated_tokens_total{model="tiny"} 3.0' in lines
 

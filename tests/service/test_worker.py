@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from service.config import QueueSettings
-from service.protocol import End, Request, SamplingParams
+from service.protocol import End, Request, SamplingParams, TokenLogprobs
 from service.queue.link import serve_link
 from service.queue.local import LocalQueue
 
@@ -18,8 +18,8 @@ MAX_ATTEMPTS = 3
 LENGTH = End(finish_reason="length")
 
 
-def make_request(request_id: str, *, max_tokens: int = 1000, seed: int = 5) -> Request:
-    params = SamplingParams(max_tokens=max_tokens, seed=seed)
+def make_request(request_id: str, *, max_tokens: int = 1000, seed: int = 5, logprobs: int | None = None) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, seed=seed, logprobs=logprobs, prompt_logprobs=logprobs is not None)
     return Request(id=request_id, model="tiny", revision="r1", token_ids=PROMPT, params=params)
 
 
@@ -43,13 +43,15 @@ class Stream:
 
     def __init__(self, queue: LocalQueue, request_id: str) -> None:
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.end: End | None = None
-        self._task = asyncio.create_task(self._read(queue.watch(request_id)))
+        self._task = asyncio.create_task(self._read(queue.watch([request_id])))
 
-    async def _read(self, updates) -> None:
-        async for update in updates:
+    async def _read(self, watched) -> None:
+        async for [update] in watched:
             assert update.base == len(self.token_ids)
             self.token_ids += update.token_ids
+            self.logprobs += (*update.prompt_logprobs, *update.logprobs)
             self.end = update.end
 
     async def to_end(self) -> End:
@@ -147,6 +149,24 @@ def test_a_killed_workers_stream_goes_on_unbroken():
     asyncio.run(scenario())
 
 
+def test_log_probabilities_come_once_and_in_order_though_their_worker_was_killed():
+    async def scenario():
+        request = make_request("a", logprobs=0)
+        async with open_gateway() as gateway:
+            [stream] = await gateway.submit(request)
+            doomed = await gateway.start_worker()
+            await step_until(doomed, stream, 2)
+            doomed.kill()
+            await gateway.start_worker("free")
+            await require_undisturbed(stream, request)
+        of_the_prompt, *of_the_text = stream.logprobs
+        assert of_the_prompt.token_id == PROMPT[1]
+        assert [entry.token_id for entry in of_the_text] == stream.token_ids
+        assert [entry.logprob for entry in of_the_text] == [-float(index) for index in range(1000)]
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_was_paused_past_its_lease_writes_no_more():
     async def scenario():
         request = make_request("a")
@@ -175,6 +195,9 @@ def test_sigterm_claims_no_more_and_finishes_what_runs():
             worker = await gateway.start_worker()
             await step_until(worker, stream, 1)
             worker.terminate()
+            while (await gateway.queue.stats()).revisions:
+                await order(worker, "step")
+                await asyncio.sleep(0.01)
             await gateway.submit(late)
             await order(worker, "free")
             await require_undisturbed(stream, running)

@@ -1,25 +1,34 @@
-"""The compiled kernels, as C sees them; the structures mirror `step.cpp` field by field."""
+"""The compiled kernels, as C sees them; the structures mirror the C++ files field by field."""
 
 import ctypes
 from functools import cache
 from importlib.util import find_spec
 
 PAGE_SIZE = 16
-"""Tokens of a page, and floats of a vector: `W` in `step.cpp`."""
+"""Tokens of a page: `PAGE` in `attention.hpp`. What the kernels read is rounded up to whole pages of values, too."""
+LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
+"""Kinds of processor that the kernels are compiled for, from the plainest to the fastest."""
 
 _I64 = ctypes.c_int64
 _POINTER = ctypes.c_void_p
 
 
+class Linear(ctypes.Structure):
+    """Packed weights."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("packed", "scales", "offsets")),
+        *((name, _I64) for name in ("K", "N")),
+    )
+
+
 class Layer(ctypes.Structure):
     """Weights of a block, and its keys and values."""
 
-    _fields_ = tuple(
-        (name, _POINTER)
-        for name in (
-            *("input_norm", "qkv", "q_norm", "k_norm", "o_proj", "mlp_norm", "gate_up", "down_proj"),
-            *("keys", "values"),
-        )
+    _fields_ = (
+        *((name, _POINTER) for name in ("input_norm", "q_norm", "k_norm", "mlp_norm")),
+        *((name, Linear) for name in ("qkv", "o_proj", "gate_up", "down_proj")),
+        *((name, _POINTER) for name in ("keys", "values")),
     )
 
 
@@ -27,9 +36,10 @@ class Model(ctypes.Structure):
     """Shape and weights."""
 
     _fields_ = (
-        *((name, _I64) for name in ("n_layer", "C", "H", "G", "D", "F", "V", "max_context")),
+        *((name, _I64) for name in ("n_layer", "C", "H", "G", "D", "F", "max_context")),
         ("norm_eps", ctypes.c_float),
-        *((name, _POINTER) for name in ("embedding", "norm", "head", "cosine", "sine")),
+        *((name, _POINTER) for name in ("embedding", "norm", "cosine", "sine")),
+        ("head", Linear),
         ("layers", ctypes.POINTER(Layer)),
     )
 
@@ -40,17 +50,48 @@ class Step(ctypes.Structure):
     _fields_ = (
         *((name, _I64) for name in ("num_tokens", "num_samples", "num_threads")),
         *((name, _POINTER) for name in ("token_ids", "positions", "tables", "pages", "samples")),
-        *((name, _POINTER) for name in ("x", "normed", "qkv", "attended", "hidden", "gate_up", "scores", "logits")),
+        *((name, _POINTER) for name in ("x", "qkv", "attended", "gate_up", "logits")),
+        *((name, _POINTER) for name in ("q", "lanes", "scales", "scores", "weights")),
+    )
+
+
+class Draw(ctypes.Structure):
+    """How the next token of a row is drawn."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("seed", "choice", "position")),
+        *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p")),
+        ("top_k", _I64),
+        *((name, ctypes.c_double) for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")),
+        ("num_bias", _I64),
+        *((name, _POINTER) for name in ("bias_ids", "bias")),
+        *((name, _I64) for name in ("num_prompt", "num_tokens")),
+        ("token_ids", _POINTER),
     )
 
 
 @cache
-def load_kernels() -> ctypes.CDLL | None:
-    """Return the compiled kernels; None where the package was built without a C++ compiler."""
-    spec = find_spec("service.engine.kernels._step")
-    if spec is None or spec.origin is None:
+def best_level() -> str | None:
+    """Return the fastest of `LEVELS` that was built and that this processor runs; None where nothing was built."""
+    return next((level for level in reversed(LEVELS) if load_kernels(level) is not None), None)
+
+
+@cache
+def load_kernels(level: str) -> ctypes.CDLL | None:
+    """Return the kernels of one of `LEVELS`; None where they were not built, or this processor does not run them."""
+    library, plainest = _open(level), _open(LEVELS[0])
+    if library is None or plainest is None or not plainest.minigpt_supports(LEVELS.index(level)):
         return None
-    library = ctypes.CDLL(spec.origin)
-    library.minigpt_step.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Step))
-    library.minigpt_step.restype = None
+    for arithmetic in ("fp32", "bf16", "int8"):
+        step = getattr(library, f"minigpt_step_{arithmetic}")
+        step.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Step))
+        step.restype = None
+    library.minigpt_sample.argtypes = (_POINTER, _I64, _I64, _POINTER, _I64, _POINTER, _I64, _I64, _POINTER)
+    library.minigpt_sample.restype = None
+    library.minigpt_panel.restype = _I64
     return library
+
+
+def _open(level: str) -> ctypes.CDLL | None:
+    spec = find_spec(f"service.engine.kernels._{level}")
+    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)

@@ -2,21 +2,40 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from service.bench.subject import Subject, open_subject
+from service.config import EngineSettings
 
 TINY = ("--shape=2x32", "--vocab=64", "--prompt-tokens=5", "--max-tokens=4", "--rounds=2", "--threads=1")
 
 
 @pytest.fixture
-def run_bench(tmp_path) -> Callable[..., tuple[str, dict]]:
-    """Run `minigpt bench …` in a process of its own; return what it prints and its JSON."""
+def call_bench(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run `minigpt bench …` in a process of its own."""
+
+    def call(*options: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "service", "bench", *options],
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+            env=os.environ | {"MINIGPT_CACHE": str(tmp_path)},
+        )
+
+    return call
+
+
+@pytest.fixture
+def run_bench(call_bench, tmp_path) -> Callable[..., tuple[str, dict]]:
+    """Run `minigpt bench …`; return what it prints and its JSON."""
 
     def run(*options: str) -> tuple[str, dict]:
         raw = tmp_path / "raw.json"
-        done = call_bench(tmp_path, *options, f"--json={raw}")
+        done = call_bench(*options, f"--json={raw}")
         assert done.returncode == 0, done.stderr
         return done.stdout, json.loads(raw.read_bytes())
 
@@ -24,11 +43,11 @@ def run_bench(tmp_path) -> Callable[..., tuple[str, dict]]:
 
 
 @pytest.fixture
-def refused_line(tmp_path) -> Callable[..., str]:
+def refused_line(call_bench) -> Callable[..., str]:
     """Run `minigpt bench …`; return the one line with which it refuses."""
 
     def run(*options: str) -> str:
-        done = call_bench(tmp_path, *options)
+        done = call_bench(*options)
         assert done.returncode == 2, done.stderr
         [line] = done.stderr.splitlines()
         assert line.startswith("error: ")
@@ -37,18 +56,18 @@ def refused_line(tmp_path) -> Callable[..., str]:
     return run
 
 
-def call_bench(cache: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "service", "bench", *options],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-        env=os.environ | {"MINIGPT_CACHE": str(cache)},
-    )
-
-
 @pytest.fixture
 def tiny() -> tuple[str, ...]:
     """Options of a model and a load that take no time."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def subject() -> Iterator[Subject]:
+    with open_subject("2x32", 64, prompt_tokens=7, max_tokens=20) as opened:
+        yield opened
+
+
+@pytest.fixture
+def settings() -> EngineSettings:
+    return EngineSettings(device="cpu", dtype="fp32", page_size=4)

@@ -1,13 +1,18 @@
 """The load generator against canned answers over real sockets: every token counted, no cut stream taken for whole."""
 
 import asyncio
+import dataclasses
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from service.bench.client import HttpRun, run_load
+from service.bench.dialects import Completions, Dialect, Generate, find_dialect
+from service.bench.http import Server
 from service.errors import SettingError
 from service.protocol import Request, SamplingParams
 
@@ -15,6 +20,9 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 FRAME = b'id: x-1\ndata: {"id": "x", "token_ids": [5, 6], "text": "ab"}\n\n'
 SILENT_FRAME = b'data: {"token_ids": [], "finish_reason": "length"}\n\n'
 DONE = b"data: [DONE]\n\n"
+CHUNK = b'data: {"id": "x", "object": "text_completion", "choices": [{"index": 0, "text": "ab", "logprobs": null}]}\n\n'
+SILENT_CHUNK = b'data: {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}\n\n'
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 7}}\n\n'
 REQUEST = Request(
     id="r",
     model="m",
@@ -32,28 +40,28 @@ def chunked(*chunks: bytes) -> bytes:
 def load() -> Callable[..., tuple[HttpRun, list[bytes]]]:
     """Send requests to a server that answers each with the next canned bytes; return the run and the bodies sent."""
 
-    def run(answers: Sequence[bytes], streams: int = 1) -> tuple[HttpRun, list[bytes]]:
-        return asyncio.run(send(answers, streams))
+    def run(answers: Sequence[bytes], streams: int = 1, dialect: Dialect | None = None) -> tuple[HttpRun, list[bytes]]:
+        return asyncio.run(send(answers, streams, dialect or Generate()))
 
     return run
 
 
-async def send(answers: Sequence[bytes], streams: int) -> tuple[HttpRun, list[bytes]]:
+async def send(answers: Sequence[bytes], streams: int, dialect: Dialect) -> tuple[HttpRun, list[bytes]]:
     bodies: list[bytes] = []
-    async with canned_server(iter(answers), bodies) as url:
-        return await run_load(url, [REQUEST] * len(answers), streams), bodies
+    async with canned_server(iter(answers), bodies, dialect.path) as url:
+        return await run_load(url, dialect, [REQUEST] * len(answers), streams), bodies
 
 
 @asynccontextmanager
-async def canned_server(answers: object, bodies: list[bytes]) -> AsyncIterator[str]:
+async def canned_server(answers: Iterator[bytes], bodies: list[bytes], path: str) -> AsyncIterator[str]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await read_head(reader):
-            assert head.startswith(b"POST /base/generate HTTP/1.1\r\n")
+            assert head.startswith(f"POST /base{path} HTTP/1.1\r\n".encode())
             length = int(head.partition(b"Content-Length: ")[2].split(b"\r\n")[0])
             bodies.append(await reader.readexactly(length))
             answer = next(answers)
             writer.write(answer)
-            if not answer.endswith(b"0\r\n\r\n"):
+            if not answer.endswith(b"0\r\n\r\n") or b"Connection: close" in answer:
                 break
         writer.close()
 
@@ -75,15 +83,36 @@ def test_tokens_are_counted_however_the_stream_is_cut_into_chunks(load):
     for cut in range(1, len(stream), 7):
         run, _ = load([HEAD + chunked(stream[:cut], stream[cut:])])
         assert run.tokens == 4
-        assert (len(run.first_token_s), len(run.inter_token_s)) == (1, 1)
+        assert (len(run.burst_first_token_s), len(run.inter_token_s)) == (1, 1)
 
 
 def test_connections_are_used_again_until_every_request_is_answered(load):
     whole = HEAD + chunked(FRAME, FRAME, DONE)
     run, bodies = load([whole] * 5, streams=2)
     assert run.tokens == 20
-    assert len(run.first_token_s) == 5
+    assert len(run.burst_first_token_s) == 2
+    assert len(run.first_token_s) == 3
     assert len(bodies) == 5
+
+
+def test_a_connection_that_the_server_closes_is_opened_again(load):
+    closing = HEAD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + chunked(FRAME, DONE)
+    run, _ = load([closing] * 3)
+    assert run.tokens == 6
+
+
+def test_a_completions_stream_counts_what_its_usage_says(load):
+    stream = CHUNK + SILENT_CHUNK + CHUNK
+    run, [body] = load([HEAD + chunked(stream, USAGE, DONE)], dialect=Completions("some"))
+    assert run.tokens == 7
+    assert len(run.inter_token_s) == 1
+    told = json.loads(body)
+    assert told["prompt"] == [1, 2]
+    assert told["model"] == "some"
+    assert told["max_tokens"] == 4
+    assert told["ignore_eos"] is told["stream"] is told["stream_options"]["include_usage"] is True
+    silent_about_usage, _ = load([HEAD + chunked(stream, DONE)], dialect=Completions("some"))
+    assert silent_about_usage.tokens == 2
 
 
 def test_the_body_asks_for_a_greedy_stream_of_exact_length(load):
@@ -116,3 +145,70 @@ def test_anything_but_a_whole_stream_is_told_in_one_line(load, answer, words):
     with pytest.raises(SettingError, match=words) as caught:
         load([answer])
     assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_in_another_shape_is_shown_as_it_is(load):
+    answer = b'HTTP/1.1 422 x\r\ncontent-length: 27\r\n\r\n{"detail": "no such thing"}'
+    with pytest.raises(SettingError, match=r"422: .*no such thing"):
+        load([answer], dialect=Completions("some"))
+
+
+class CompletionsServer(BaseHTTPRequestHandler):
+    """A server that speaks OpenAI's completions, and nothing else: a token for each that is asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(200 if self.path == "/v1/models" else 404, b'{"object": "list", "data": [{"id": "other"}]}')
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path != "/v1/completions":
+            self._answer(404, b"{}")
+            return
+        assert body["model"] == "other"
+        usage = USAGE.replace(b"7", b"%d" % body["max_tokens"])
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(chunked(*[CHUNK] * body["max_tokens"], usage, DONE))
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def completions_url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), CompletionsServer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_another_server_is_asked_in_its_own_dialect(completions_url, subject):
+    assert find_dialect(completions_url, "auto").path == "/v1/completions"
+    run = Server(completions_url, "auto").run(2, subject.stream_requests(2, 6))
+    assert run.tokens == sum(request.params.max_tokens for request in subject.stream_requests(2, 6))
+    assert (len(run.burst_first_token_s), len(run.first_token_s)) == (2, 4)
+
+
+def test_our_server_is_asked_in_its_own_dialect(server, subject, tokenizer):
+    ours = dataclasses.replace(subject, tokenizer=tokenizer)
+    requests = ours.stream_requests(3, 9)
+    run = Server(str(server.client.base_url), "auto").run(3, requests)
+    assert run.tokens == sum(request.params.max_tokens for request in requests)
+    assert (len(run.burst_first_token_s), len(run.first_token_s)) == (3, 6)
+    assert run.seconds > max(run.first_token_s) > 0
+
+
+@pytest.mark.parametrize(("api", "words"), [("generate", "status 404"), ("completions", "v1/models")])
+def test_a_wrong_api_is_told(completions_url, subject, api, words):
+    url = completions_url if api == "generate" else f"{completions_url}/nowhere"
+    with pytest.raises(SettingError, match=words):
+        Server(url, api).run(1, subject.requests(1))

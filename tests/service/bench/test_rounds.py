@@ -1,15 +1,26 @@
-from service.bench.rounds import Run, compare, measure_in_turn, median_speed
+from service.bench.rounds import Run, Side, compare, measure_in_turn, median_speed
 
 
-def test_sides_take_turns_after_an_untimed_round():
+def make_side(name: str, order: list[str]) -> Side[int, Run]:
+    def run(load: int) -> Run:
+        order.append(f"{name}{load}")
+        return Run(tokens=load, seconds=1.0)
+
+    return Side(run)
+
+
+def test_sides_take_turns_at_the_same_loads():
     order = []
-    ours = lambda: order.append("A") or Run(tokens=len(order), seconds=1.0)  # noqa: E731
-    other = lambda: order.append("B") or Run(tokens=len(order), seconds=1.0)  # noqa: E731
-    runs, others = measure_in_turn(ours, other, 2)
-    assert "".join(order) == "ABABAB"
-    assert [run.tokens for run in runs] == [3, 5]
-    assert [run.tokens for run in others] == [4, 6]
-    assert measure_in_turn(ours, None, 1) == ([Run(tokens=8, seconds=1.0)], [])
+    sides = [make_side("A", order), make_side("B", order), make_side("C", order)]
+    measure_in_turn(sides, [7, 8, 9])
+    assert " ".join(order) == "A7 B7 C7 A8 B8 C8 A9 B9 C9"
+    assert all([run.tokens for run in side.runs] == [8, 9] for side in sides)
+
+
+def test_the_first_round_counts_where_nothing_may_be_lost():
+    side = make_side("A", [])
+    measure_in_turn([side], [7, 8], warm_up=False)
+    assert [run.tokens for run in side.runs] == [7, 8]
 
 
 def test_the_ratio_is_taken_within_each_round():

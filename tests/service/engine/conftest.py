@@ -1,22 +1,50 @@
 from collections.abc import Callable, Iterable
 
 import pytest
+from torch import Tensor
 
 from service.config import EngineSettings
+from service.engine.cuda_graphs import GraphRunner, Step
 from service.engine.engine import Engine
-from service.engine.kernels.library import load_kernels
+from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
+from service.engine.paged_kv import Attention, PagedKV, PagedState
 from service.protocol import Claim, Request, SamplingParams
 from training.models.gpt import GPT
 from training.models.layouts import is_portable
 from training.tokenizers.char import CharTokenizer
 
 MakeEngine = Callable[..., Engine]
+MakeGraphRunner = Callable[..., GraphRunner]
 
 
-@pytest.fixture(params=["native", "torch"])
-def engine_of(request: pytest.FixtureRequest, tokenizer: CharTokenizer) -> MakeEngine:
-    """Make small engines: with the native kernels for what they cover, and with torch for everything.
+@pytest.fixture
+def make_graph_runner() -> MakeGraphRunner:
+    """Make the runner of CUDA graphs on a CPU; what stands for a graph computes into the same tensor each time."""
+
+    def record(step: Step) -> Step:
+        result = step()
+
+        def replay() -> Tensor:
+            return result.copy_(step())
+
+        return replay
+
+    def make(
+        model: GPT, num_pages: int, page_size: int, *, attention: Attention = PagedState, max_num_seqs: int = 8
+    ) -> GraphRunner:
+        weight = model.lm_head.weight
+        kv = PagedKV(model.state_spec, num_pages + 1, page_size, dtype=weight.dtype, device=weight.device)
+        return GraphRunner(model, kv, attention, max_num_seqs=max_num_seqs, record=record)
+
+    return make
+
+
+@pytest.fixture(params=["native", "torch", "graphs"])
+def engine_of(
+    request: pytest.FixtureRequest, tokenizer: CharTokenizer, make_graph_runner: MakeGraphRunner
+) -> MakeEngine:
+    """Make small engines: with the native kernels for what they cover, with torch and with graphs for everything.
 
     `num_pages` counts pages of 4 tokens; the kernels' pages have 16.
     """
@@ -24,22 +52,25 @@ def engine_of(request: pytest.FixtureRequest, tokenizer: CharTokenizer) -> MakeE
     def make(model: GPT, num_pages: int | None = None, **settings: object) -> Engine:
         small = {"max_num_seqs": 8, "max_step_tokens": 16, "page_size": 4, "device": "cpu", "dtype": "fp32"}
         native = {"page_size": 16, "kernels": "native"}
-        if request.param == "torch" or not is_portable(model.config):
+        if request.param != "native" or not is_portable(model.config):
             native = {"kernels": "torch"}
-        elif load_kernels() is None:
+        elif best_level() is None:
             pytest.skip("no native kernels: the package was installed without a C++ compiler")
         chosen = EngineSettings(**(small | native | settings))
         num_pages = num_pages and num_pages * 4 // chosen.page_size
-        return make_engine(model, tokenizer, chosen, num_pages=num_pages)
+        engine = make_engine(model, tokenizer, chosen, num_pages=num_pages)
+        if request.param == "graphs":
+            engine._runner = make_graph_runner(model, engine._pool.num_pages, chosen.page_size)
+        return engine
 
     return make
 
 
-def claim(id_: str, token_ids: Iterable[int], logged: Iterable[int] = (), **params: object) -> Claim:
-    defaults = {"max_tokens": 12, "seed": 7, "temperature": 0.0}
-    request = Request(
-        id=id_, model="m", revision="r", token_ids=tuple(token_ids), params=SamplingParams(**(defaults | params))
-    )
+def claim(
+    id_: str, token_ids: Iterable[int], logged: Iterable[int] = (), *, tenant: str = "", **params: object
+) -> Claim:
+    chosen = SamplingParams(**({"max_tokens": 12, "seed": 7, "temperature": 0.0} | params))
+    request = Request(id=id_, model="m", revision="r", token_ids=tuple(token_ids), params=chosen, tenant=tenant)
     return Claim(request=request, epoch=1, token_ids=tuple(logged))
 
 

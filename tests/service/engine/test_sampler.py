@@ -1,20 +1,33 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from random import Random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.engine.kernels.library import best_level
+from service.engine.native_sampler import NativeSampler
 from service.engine.sampler import sample, uniform
 from service.engine.sequence import Sequence
 from service.protocol import Claim
 from training.tokenizers.char import CharTokenizer
 
 MakeSequence = Callable[..., Sequence]
+Draw = Callable[..., list[int | None]]
 GOLDEN = [0.13870941014555427, 0.6935121390102292, 0.2691303195904541, 0.18436667429957676]
-NOTHING = torch.tensor([], dtype=torch.int64)
+
+
+@pytest.fixture(params=["native", "torch"])
+def draw(request: pytest.FixtureRequest) -> Draw:
+    """Draw with either sampler: `draw(logits, sequences, banned=())`."""
+    if request.param == "torch":
+        return lambda logits, sequences, banned=(): sample(logits, sequences, torch.tensor(banned, dtype=torch.int64))
+    if best_level() is None:
+        pytest.skip("no native kernels: the package was installed without a C++ compiler")
+    return lambda logits, sequences, banned=(): NativeSampler(banned)(logits, sequences)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +63,7 @@ def support(logits: list[float], temperature: float, top_k: int | None, top_p: f
     return {i for i in kept if weights[i] >= min_p * max(weights)}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     # Integers keep the borders apart: no verdict hangs on the last bit.
     logits=st.lists(st.integers(-6, 6), min_size=2, max_size=12),
@@ -60,6 +73,7 @@ def support(logits: list[float], temperature: float, top_k: int | None, top_p: f
     min_p=st.sampled_from([0.0, 0.0513, 0.313]),
 )
 def test_exactly_the_ids_that_the_filters_leave_are_drawn(
+    draw: Draw,
     make_sequence: MakeSequence,
     logits: list[int],
     temperature: float,
@@ -70,27 +84,27 @@ def test_exactly_the_ids_that_the_filters_leave_are_drawn(
     params = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     expected = support([float(x) for x in logits], temperature, top_k, top_p, min_p)
     rows = torch.tensor([logits] * 400, dtype=torch.float32)
-    drawn = set(sample(rows, [make_sequence(choice=i, **params) for i in range(400)], NOTHING))
+    drawn = set(draw(rows, [make_sequence(choice=i, **params) for i in range(400)]))
     assert drawn <= expected
     weights = {i: math.exp((logits[i] - max(logits)) / temperature) for i in expected}
     likely = {i for i in expected if weights[i] / sum(weights.values()) > 0.05}  # missed once in e^20
     assert likely <= drawn
 
 
-def test_shares_are_those_of_the_softmax(make_sequence: MakeSequence) -> None:
+def test_shares_are_those_of_the_softmax(draw: Draw, make_sequence: MakeSequence) -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     count = 4000
-    drawn = sample(logits.repeat(count, 1), [make_sequence(seed=i) for i in range(count)], NOTHING)
+    drawn = draw(logits.repeat(count, 1), [make_sequence(seed=i) for i in range(count)])
     shares = Counter(drawn)
     for token_id, probability in enumerate(logits.softmax(-1).tolist()):
         error = 5 * math.sqrt(probability * (1 - probability) / count)
         assert shares[token_id] / count == pytest.approx(probability, abs=error)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**63 - 1), data=st.data())
 def test_a_rows_token_depends_on_nothing_but_itself(
-    make_sequence: MakeSequence, seed: int, data: st.DataObject
+    draw: Draw, make_sequence: MakeSequence, seed: int, data: st.DataObject
 ) -> None:
     generator = torch.Generator().manual_seed(seed % 2**32)
     logits = torch.randn(4, 20, generator=generator) * 3
@@ -106,8 +120,8 @@ def test_a_rows_token_depends_on_nothing_but_itself(
         }
     )
     sequences = [make_sequence([1, 2], [3, 3], seed=seed, choice=i, **data.draw(one)) for i in range(4)]
-    together = sample(logits.clone(), sequences, NOTHING)
-    alone = [sample(logits[i : i + 1].clone(), [sequence], NOTHING)[0] for i, sequence in enumerate(sequences)]
+    together = draw(logits.clone(), sequences)
+    alone = [draw(logits[i : i + 1].clone(), [sequence])[0] for i, sequence in enumerate(sequences)]
     assert together == alone
 
 
@@ -120,19 +134,44 @@ def test_random_numbers_are_fixed_for_ever() -> None:
     assert len({uniform(s, c, p) for s in range(12) for c in range(12) for p in range(12)}) == 12**3
 
 
-def test_penalties_and_bias_are_those_of_their_definitions(make_sequence: MakeSequence) -> None:
+def test_penalties_and_bias_are_those_of_their_definitions(draw: Draw, make_sequence: MakeSequence) -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.0]])
     sequence = make_sequence(
         [0, 1], [2, 2], temperature=0.0, repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25,
         logit_bias={3: 0.5},
     )  # fmt: skip
     changed = logits.clone()
-    assert sample(changed, [sequence], NOTHING) == [0]
+    assert draw(changed, [sequence]) == [0]
     assert changed.tolist() == [[1.0, -4.0, 0.5 - 0.5 - 2 * 0.25, 0.5]]
 
 
-def test_banned_ids_are_never_drawn_and_broken_rows_give_none(make_sequence: MakeSequence) -> None:
+def test_banned_ids_are_never_drawn_and_broken_rows_give_none(draw: Draw, make_sequence: MakeSequence) -> None:
     logits = torch.tensor([[9.0, 1.0, 0.0], [float("nan"), 1.0, 0.0], [float("inf"), 1.0, 0.0]])
     for temperature in (0.0, 1.0):
         sequences = [make_sequence(temperature=temperature, logit_bias={2: -100.0}) for _ in range(3)]
-        assert sample(logits.clone(), sequences, torch.tensor([0])) == [1, None, None]
+        assert draw(logits.clone(), sequences, banned=[0]) == [1, None, None]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**63 - 1))
+def test_both_samplers_draw_the_same(make_sequence: MakeSequence, seed: int) -> None:
+    if best_level() is None:
+        pytest.skip("no native kernels: the package was installed without a C++ compiler")
+    random = Random(seed)
+    sequences = [
+        make_sequence(
+            random.choices(range(34), k=20),
+            random.choices(range(34), k=random.randint(0, 20)),
+            seed=random.getrandbits(63),
+            temperature=random.choice([0.0, 0.5, 1.0, 2.0]),
+            top_k=random.choice([None, 1, 5, 5000]),
+            top_p=random.choice([0.3, 0.9, 1.0]),
+            min_p=random.choice([0.0, 0.05]),
+            repetition_penalty=random.choice([1.0, 1.3]),
+            frequency_penalty=random.choice([0.0, 0.2]),
+        )
+        for _ in range(8)
+    ]
+    logits = torch.randn(8, 500, generator=torch.Generator().manual_seed(seed % 2**32)) * 3
+    native = NativeSampler([3])(logits.clone(), sequences)
+    assert native == sample(logits, sequences, torch.tensor([3]))

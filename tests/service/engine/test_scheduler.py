@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.engine.scheduler import Scheduler, Work
+from service.engine.scheduler import FIXED_COST, PREFILL_SHARE, Scheduler, Work
 from service.engine.sequence import Sequence
 from service.engine.state_pool import PagePool
 from service.protocol import Claim
@@ -13,7 +13,8 @@ MakeSequence = Callable[..., Sequence]
 
 @pytest.fixture
 def make_sequence(tokenizer: CharTokenizer, make_claim: Callable[..., Claim]) -> MakeSequence:
-    return lambda name, num_tokens: Sequence(make_claim(name, [1] * num_tokens), tokenizer, 0.0)
+    """Make sequences that have nothing in common, unless their names begin alike."""
+    return lambda name, num_tokens: Sequence(make_claim(name, [ord(name[0])] * num_tokens), tokenizer, 0.0)
 
 
 def advance(works: list[Work]) -> list[tuple[str, int]]:
@@ -55,9 +56,10 @@ def test_the_newest_gives_way_and_comes_back_first(make_sequence: MakeSequence) 
     assert advance(scheduler.schedule()) == [("old", 8), ("new", 8)]
     assert advance(scheduler.schedule()) == [("old", 1)]
     assert [sequence.id for sequence in scheduler.waiting] == ["new", "waiting"]
-    assert scheduler.num_preemptions == 1
+    assert scheduler.num_preempted == 1
     scheduler.remove(scheduler.running[0])
-    assert advance(scheduler.schedule()) == [("waiting", 1), ("new", 9)]  # in a step single tokens stand first
+    # What the page taken from it held is computed again, the rest of its past is found; single tokens stand first.
+    assert advance(scheduler.schedule()) == [("waiting", 1), ("new", 5)]
 
 
 def test_a_sequence_is_admitted_only_when_all_of_it_fits(make_sequence: MakeSequence) -> None:
@@ -67,14 +69,58 @@ def test_a_sequence_is_admitted_only_when_all_of_it_fits(make_sequence: MakeSequ
     scheduler.add(make_sequence("b", 9))
     for _ in range(3):
         assert [name for name, _ in advance(scheduler.schedule())] == ["a"]
-    assert scheduler.num_preemptions == 0
+    assert scheduler.num_preempted == 0
 
 
-def test_pages_are_given_whole_or_not_at_all(make_sequence: MakeSequence) -> None:
-    pool = PagePool(3, 4)
-    first, second = make_sequence("a", 8), make_sequence("b", 8)
-    assert pool.grow(first, 8)
-    assert not pool.grow(second, 8)
-    assert (second.page_table, pool.num_free, pool.usage) == ([], 1, pytest.approx(2 / 3))
-    pool.release(first)
-    assert pool.num_free == 3
+@pytest.mark.parametrize("num_decodes", [1, 8, 31])
+def test_a_long_prompt_takes_at_most_twice_what_a_step_takes_without_it(
+    make_sequence: MakeSequence, num_decodes: int
+) -> None:
+    scheduler = Scheduler(PagePool(500, 4), max_num_seqs=32, max_step_tokens=512)
+    for number in range(num_decodes):
+        scheduler.add(make_sequence(chr(number), 3))
+    advance(scheduler.schedule())
+    scheduler.add(make_sequence("long", 1000))
+    for _ in range(5):
+        [*decodes, (name, num_tokens)] = advance(scheduler.schedule())
+        assert (name, len(decodes)) == ("long", num_decodes)
+        assert 1 <= num_tokens <= PREFILL_SHARE * (num_decodes + FIXED_COST)
+    while scheduler.running[0].id != "long":
+        scheduler.remove(scheduler.running[0])
+    assert advance(scheduler.schedule())[0][1] == 512
+
+
+def test_a_short_prompt_joins_32_streams_in_one_step(make_sequence: MakeSequence) -> None:
+    scheduler = Scheduler(PagePool(500, 16), max_num_seqs=64, max_step_tokens=512)
+    for number in range(32):
+        scheduler.add(make_sequence(chr(number), 3))
+    advance(scheduler.schedule())
+    scheduler.add(make_sequence("short", 64))
+    assert advance(scheduler.schedule())[-1] == ("short", 64)
+
+
+def test_choices_that_come_together_share_what_the_same_step_computes(make_sequence: MakeSequence) -> None:
+    pool = PagePool(100, 4)
+    scheduler = Scheduler(pool, max_num_seqs=4, max_step_tokens=12)
+    choices = [make_sequence("alike", 18) for _ in range(3)]
+    for choice in choices:
+        scheduler.add(choice)
+    assert advance(scheduler.schedule()) == [("alike", 12)]
+    assert advance(scheduler.schedule()) == [("alike", 6), ("alike", 2), ("alike", 2)]
+    assert len({tuple(choice.page_table[:4]) for choice in choices}) == 1
+    assert pool.num_pages - pool.num_free == 4 + 3
+    assert (scheduler.num_queried_tokens, scheduler.num_found_tokens) == (36, 32)
+    assert [choice.num_cached_tokens for choice in choices] == [0, 16, 16]
+
+
+def test_one_that_was_preempted_is_counted_once(make_sequence: MakeSequence) -> None:
+    scheduler = Scheduler(PagePool(4, 4), max_num_seqs=4, max_step_tokens=16)
+    counted = 0
+    for name in ("old", "new"):
+        scheduler.add(make_sequence(name, 8))
+    while scheduler.waiting or scheduler.running:
+        advance(scheduler.schedule())
+        counted += scheduler.num_queried_tokens
+        for sequence in [sequence for sequence in scheduler.running if len(sequence.token_ids) == 11]:
+            scheduler.remove(sequence)
+    assert counted == 16

@@ -94,6 +94,8 @@ class ScriptedEngine:
     def _reply(self, claim: Claim, reply: list[int]) -> Iterator[tuple[tuple[int, ...], End | None]]:
         params = claim.request.params
         text = TextStream(TOKENIZER, params.stop)
+        if not params.max_tokens:
+            yield (), End(finish_reason="length")
         for count, token_id in enumerate(reply[: params.max_tokens], 1):
             text.push([token_id])
             reason: FinishReason | None = "length" if count == params.max_tokens else None

@@ -81,12 +81,12 @@ def test_a_watcher_that_leaves_is_forgotten():
         queue = LocalQueue(QueueSettings())
         await queue.submit([make_request("a")])
         queue.register("worker", {"tiny": "r1"})
-        watcher = queue.watch("a")
+        watcher = queue.watch(["a"])
         waiting = asyncio.create_task(anext(watcher))
         await asyncio.sleep(0)
-        assert len(queue._entries["a"]._watchers) == 1
+        assert len(queue._entries["a"].watchers) == 1
         waiting.cancel()
         await asyncio.wait([waiting])
-        assert not queue._entries["a"]._watchers
+        assert not queue._entries["a"].watchers
 
     asyncio.run(scenario())

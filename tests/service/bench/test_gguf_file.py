@@ -1,0 +1,105 @@
+"""A GGUF file holds what the checkpoint holds, under the names that llama.cpp reads."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+
+from service.bench.gguf_file import write_gguf
+from service.errors import SettingError
+from training.checkpoint import save_checkpoint
+from training.config import BudgetConfig, TrainConfig
+from training.models.gpt import GPT
+from training.tokenizers.base import Tokenizer
+from training.tokenizers.bpe import BpeTokenizer
+from training.tokenizers.char import CharTokenizer
+
+TEXT = "to be, or not to be: that is the question — né €5\n"
+
+
+def save(folder: Path, model: GPT, tokenizer: Tokenizer) -> Path:
+    save_checkpoint(folder, model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
+    return folder
+
+
+def read(file: Path) -> tuple[gguf.GGUFReader, dict[str, gguf.ReaderTensor]]:
+    reader = gguf.GGUFReader(file)
+    return reader, {tensor.name: tensor for tensor in reader.tensors}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "stored", "tolerance"), [("f32", Kind.F32, 0), ("bf16", Kind.BF16, 2**-8), ("q8_0", Kind.Q8_0, 1 / 50)]
+)
+def test_every_weight_is_read_back(make_gpt, tokenizer, tmp_path, kind, stored, tolerance, tied):
+    model = make_gpt(n_head=4, n_kv_head=2, head_dim=16, tie_embeddings=tied)
+    write_gguf(save(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", kind)
+    _, tensors = read(tmp_path / "model.gguf")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2)
+    parameters = dict(model.named_parameters())
+    assert len(tensors) == len(parameters)
+    for name, parameter in parameters.items():
+        tensor = tensors[names.get_name(name, (".weight",))]
+        assert tensor.tensor_type == (stored if parameter.dim() == 2 else Kind.F32)
+        read_back = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
+        torch.testing.assert_close(read_back, parameter.detach(), rtol=0, atol=tolerance * parameter.abs().max().item())
+
+
+def test_the_shape_stands_in_the_header(make_gpt, tokenizer, tmp_path):
+    model = make_gpt(n_head=4, n_kv_head=2, head_dim=16)
+    write_gguf(save(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", "bf16")
+    reader, _ = read(tmp_path / "model.gguf")
+    told = {
+        name: reader.get_field(f"qwen3.{name}").contents()
+        for name in ("block_count", "context_length", "attention.head_count_kv")
+    }
+    assert told == {"block_count": 2, "context_length": 64, "attention.head_count_kv": 2}
+    assert reader.get_field("qwen3.attention.key_length").contents() == 16
+    assert reader.get_field("general.architecture").contents() == "qwen3"
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_ids_stand_for_the_same_bytes(make_gpt, tmp_path, kind):
+    tokenizer = CharTokenizer.train([TEXT]) if kind == "char" else BpeTokenizer.train([TEXT], 270)
+    model = make_gpt(vocab_size=tokenizer.vocab_size)
+    write_gguf(save(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", "f32")
+    reader, _ = read(tmp_path / "model.gguf")
+    tokens, kinds, merges = (
+        reader.get_field(f"tokenizer.ggml.{name}").contents() for name in ("tokens", "token_type", "merges")
+    )
+    byte_of = {letter: byte for byte, letter in gguf.vocab.bytes_to_unicode().items()}
+    plain = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in tokenizer.special_ids]
+    for id_ in plain:
+        assert bytes(byte_of[letter] for letter in tokens[id_]) == tokenizer.token_bytes(id_)
+    assert {id_ for id_, of in enumerate(kinds) if of == gguf.TokenType.CONTROL} == tokenizer.special_ids
+    assert merge(TEXT, tokens, merges) == tokenizer.encode(TEXT)
+
+
+def merge(text: str, tokens: list[str], merges: list[str]) -> list[int]:
+    """Byte-level BPE, the plainest way: as long as there are pairs to merge, the earliest of them first."""
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    letters = gguf.vocab.bytes_to_unicode()
+    parts = [letters[byte] for byte in text.encode()]
+    while True:
+        ranked = [(ranks[pair], i) for i, pair in enumerate(map(" ".join, pairwise(parts))) if pair in ranks]
+        if not ranked:
+            return [tokens.index(part) for part in parts]
+        _, i = min(ranked)
+        parts[i : i + 2] = ["".join(parts[i : i + 2])]
+
+
+def test_another_layout_is_refused(make_gpt, tokenizer, tmp_path):
+    folder = save(tmp_path / "model", make_gpt(position="learned"), tokenizer)
+    with pytest.raises(SettingError, match="Qwen3"):
+        write_gguf(folder, tmp_path / "model.gguf", "f32")
+
+
+def test_widths_that_make_no_blocks_are_refused(make_gpt, tokenizer, tmp_path):
+    folder = save(tmp_path / "model", make_gpt(n_embd=48, head_dim=16), tokenizer)
+    with pytest.raises(SettingError, match="choose bf16"):
+        write_gguf(folder, tmp_path / "model.gguf", "q8_0")
+    assert list(tmp_path.glob("*.gguf")) == []
