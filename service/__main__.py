@@ -59,6 +59,7 @@ KernelsOption = Annotated[
 NumSeqsOption = Annotated[int, typer.Option(help="Sequences computed at once.")]
 StepTokensOption = Annotated[int, typer.Option(help="Tokens computed at once, prefill included.")]
 PrefixCachingOption = Annotated[bool, typer.Option(help="Compute the common beginning of prompts once.")]
+SpeculationOption = Annotated[bool, typer.Option(help="Guess the next tokens of a lone stream, where it is faster.")]
 KvCacheOption = Annotated[int | None, typer.Option(help="MiB for keys and values. Default: as many as are useful.")]
 DrainOption = Annotated[float, typer.Option(help="Seconds that running requests still have after SIGTERM.")]
 LeaseOption = Annotated[float, typer.Option(help="Seconds without a word after which a worker's requests move on.")]
@@ -81,6 +82,7 @@ def serve(
     max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
     max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
     prefix_caching: PrefixCachingOption = ENGINE.prefix_caching,
+    speculation: SpeculationOption = ENGINE.speculation,
     kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
     max_queue_depth: Annotated[int, typer.Option(help="Sequences that may wait.")] = QUEUE.max_queue_depth,
     max_queue_tokens: Annotated[
@@ -128,6 +130,7 @@ def worker(
     max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
     max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
     prefix_caching: PrefixCachingOption = ENGINE.prefix_caching,
+    speculation: SpeculationOption = ENGINE.speculation,
     kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
     drain_s: DrainOption = WORKER.drain_s,
     lease_s: LeaseOption = WORKER.lease_s,

@@ -72,6 +72,8 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
     """Tokens in a page of keys and values; `None`: 256 on CUDA, for flash attention reads these in place, else 16."""
     prefix_caching: bool = True
     """Whether a prompt's pages are found again by a later one of the same tenant that begins alike."""
+    speculation: bool = True
+    """Whether a sequence that is alone may have its next tokens guessed, where that measures faster."""
     kv_cache_mb: int | None = None
     """MiB for keys and values; `None`: enough for `max_num_seqs` full contexts, within the memory there is."""
     device: str = "auto"

@@ -67,6 +67,26 @@ async def serve_models(
     return status
 
 
+def _make_server(models: Models, settings: GatewaySettings, queue: LocalQueue) -> "GatewayServer":
+    """Make the gateway; what it imports takes as long as everything else of a start."""
+    from service.gateway.admission import ServedModel
+    from service.gateway.app import create_app
+    from service.gateway.server import make_server
+    from training.tokenizers.loading import load_tokenizer
+
+    served = [
+        ServedModel(
+            name=name,
+            revision=manifest.revision,
+            tokenizer=load_tokenizer(folder / TOKENIZER),
+            context_length=manifest.context_length,
+            vocab_size=manifest.vocab_size,
+        )
+        for name, (folder, manifest) in models.items()
+    ]
+    return make_server(create_app(queue, served, settings), settings)
+
+
 def _on_signals(do: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, do)
@@ -90,26 +110,6 @@ async def _announce(queue: LocalQueue, models: Models, listener: socket.socket) 
     body = '{"prompt": "ROMEO:", "max_tokens": 200, "stream": true}'
     sys.stdout.write(f"minigpt serves {names} on {url}\n  try it: curl -N {url}/generate -d '{body}'\n")
     sys.stdout.flush()
-
-
-def _make_server(models: Models, settings: GatewaySettings, queue: LocalQueue) -> "GatewayServer":
-    """Make the gateway; what it imports takes as long as everything else of a start."""
-    from service.gateway.admission import ServedModel
-    from service.gateway.app import create_app
-    from service.gateway.server import make_server
-    from training.tokenizers.loading import load_tokenizer
-
-    served = [
-        ServedModel(
-            name=name,
-            revision=manifest.revision,
-            tokenizer=load_tokenizer(folder / TOKENIZER),
-            context_length=manifest.context_length,
-            vocab_size=manifest.vocab_size,
-        )
-        for name, (folder, manifest) in models.items()
-    ]
-    return make_server(create_app(queue, served, settings), settings)
 
 
 def _forget(pid: int) -> None:

@@ -93,24 +93,31 @@ class _Connection:
 
     async def ask(self, body: bytes) -> _Answer:
         """Send one request and read its stream to the end."""
-        if self._writer is None:
-            self._reader, self._writer = await self._open()
         answer = _Answer(time.perf_counter())
         try:
-            self._writer.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            head = await self._read_head()
+            await self._send(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             await self._read_stream(answer)
         except (asyncio.IncompleteReadError, ConnectionError, ValueError) as error:
             raise SettingError(f"{self._url}: an answer was cut; see the server's log") from error
-        if b"connection: close" in head:
-            await self.aclose()
         return answer
 
+    async def _send(self, request: bytes) -> None:
+        """Send a request and read the head of its answer. llama-server closes after each, and tells so in no other way."""
+        if self._writer is not None:
+            with contextlib.suppress(ConnectionError):
+                self._writer.write(request)
+                if await self._read_head():
+                    return
+        await self.aclose()
+        self._reader, self._writer = await self._open()
+        self._writer.write(request)
+        if not await self._read_head():
+            raise ConnectionResetError
+
     async def aclose(self) -> None:
-        """Close it; asking opens it again."""
+        """Close it."""
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         parts, secure = self._parts, self._parts.scheme == "https"
@@ -120,11 +127,17 @@ class _Connection:
         except (OSError, ValueError) as error:
             raise SettingError(f"{self._url}: {error}; start a server there, or correct --url") from error
 
-    async def _read_head(self) -> bytes:
-        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+    async def _read_head(self) -> bool:
+        """Return whether there is an answer: False if the connection was closed before it."""
+        try:
+            head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        except asyncio.IncompleteReadError as error:
+            if error.partial:
+                raise
+            return False
         status = head.split(b" ", 2)[1]
         if status == b"200" and b"transfer-encoding: chunked" in head:
-            return head
+            return True
         length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
         refusal = await self._reader.readexactly(length)
         reason = refusal[:300].decode(errors="replace")

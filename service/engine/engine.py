@@ -10,6 +10,7 @@ from service.engine.grammar import constrain
 from service.engine.logprobs import Drawn, score_prompts
 from service.engine.scheduler import Scheduler, Work
 from service.engine.sequence import Sequence
+from service.engine.speculation import Speculation
 from service.engine.state_pool import PagePool
 from service.grammar import Grammars
 from service.grammar_errors import GrammarError
@@ -90,6 +91,7 @@ class Engine:
         max_num_seqs: Sequences in one step.
         max_step_tokens: Tokens in one step.
         info: What computes.
+        speculates: Whether a sequence that is alone may have its next tokens guessed.
         clock: Seconds, monotonic.
     """
 
@@ -104,6 +106,7 @@ class Engine:
         max_num_seqs: int,
         max_step_tokens: int,
         info: EngineInfo,
+        speculates: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
@@ -114,6 +117,8 @@ class Engine:
         self._scheduler = Scheduler(pool, max_num_seqs, max_step_tokens)
         self._tokenizer = tokenizer
         self._grammars = Grammars(tokenizer)
+        self._speculates = speculates
+        self._speculation = Speculation()
         self._max_context = max_context
         self._max_num_seqs = max_num_seqs
         self._sequences: dict[str, Sequence] = {}
@@ -148,14 +153,14 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Compute one step; return the sequences with news."""
+        is_alone = self._guess()
+        began = self._clock()
         works = self._scheduler.schedule()
         outputs, self._news = self._news, []
         if works:
-            logits = self._runner.run(works)
-            logits = score_prompts(logits, works)
-            at_end = [work.sequence for work in works if work.reaches_end]
-            self._advance(works)
-            outputs += self._draw(at_end, logits) if at_end else []
+            outputs += self._compute(works)
+        if is_alone and works:
+            self._speculation.measure(works[0].num_tokens > 1, len(outputs), self._clock() - began)
         self.last_step = StepStats(
             batch_size=len(works),
             num_tokens=sum(work.num_tokens for work in works),
@@ -187,9 +192,36 @@ class Engine:
             sequence.matcher.take(sequence.generated)
         return None
 
-    def _advance(self, works: list[Work]) -> None:
+    def _guess(self) -> bool:
+        """Let a sequence that decodes alone have its next tokens guessed; return whether there is one."""
+        if not self._speculates or len(self._sequences) > 1:
+            return False
+        alone = next((s for s in self._sequences.values() if s.num_to_compute == 1), None)
+        if alone is not None:
+            self._speculation.guess(alone)
+        return alone is not None
+
+    def _compute(self, works: list[Work]) -> list[StepOutput]:
+        logits = self._runner.run(works)
+        if works[0].sequence.draft:
+            return self._check_draft(works[0].sequence, logits)
+        logits = score_prompts(logits, works)
+        at_end = [work.sequence for work in works if work.reaches_end]
         for sequence, num_tokens in works:
             sequence.num_computed_tokens += num_tokens
+        return self._draw(at_end, logits) if at_end else []
+
+    def _check_draft(self, sequence: Sequence, logits: Tensor) -> list[StepOutput]:
+        """Draw one token after the other while they are those that were guessed; row i tells what follows guess i."""
+        outputs = []
+        draft, sequence.draft = sequence.draft, []
+        for row, guess in enumerate((*draft, None)):
+            self._pool.share(sequence, 1)
+            sequence.num_computed_tokens += 1
+            outputs += self._draw([sequence], logits[row : row + 1])
+            if outputs[-1].end is not None or outputs[-1].token_ids != (guess,):
+                break
+        return outputs
 
     def _draw(self, sequences: list[Sequence], logits: Tensor) -> list[StepOutput]:
         """Draw the next token of each sequence from its row of `logits`, `(S, V)`."""

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from service.engine.paged_kv import Attention, PagedKV, PagedState
+from service.engine.paged_kv import FLASH_PAGE_SIZE, Attention, PagedKV, PagedState
 from service.engine.step_inputs import StepInputs, lay_out, upload
 from training.models.base import KVSpec
-
-PAGE_SIZE = 256
-"""The kernel takes pages of this many tokens, or of a multiple."""
 
 
 def why_not_flash(spec: KVSpec, page_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -24,8 +21,8 @@ def why_not_flash(spec: KVSpec, page_size: int, dtype: torch.dtype, device: torc
         return f"it computes in bf16 or fp16, not in {dtype}"
     if spec.head_dim % 8 or spec.head_dim > 256:
         return f"head_dim must be a multiple of 8 up to 256, not {spec.head_dim}"
-    if page_size % PAGE_SIZE:
-        return f"page_size must be a multiple of {PAGE_SIZE}, not {page_size}"
+    if page_size % FLASH_PAGE_SIZE:
+        return f"page_size must be a multiple of {FLASH_PAGE_SIZE}, not {page_size}"
     try:
         error = try_attention(FlashState, spec, dtype, device)
     except RuntimeError as refusal:
@@ -78,13 +75,13 @@ def try_attention(attention: Attention, spec: KVSpec, dtype: torch.dtype, device
     G, D = spec.n_kv_head, spec.head_dim  # noqa: N806
     generator = torch.Generator(device).manual_seed(0)
     noise = partial(torch.randn, generator=generator, dtype=dtype, device=device)
-    one_layer = KVSpec(n_layer=1, n_kv_head=G, head_dim=D, max_context=2 * PAGE_SIZE)
-    kv = PagedKV(one_layer, 6, PAGE_SIZE, dtype=dtype, device=device)
+    one_layer = KVSpec(n_layer=1, n_kv_head=G, head_dim=D, max_context=2 * FLASH_PAGE_SIZE)
+    kv = PagedKV(one_layer, 6, FLASH_PAGE_SIZE, dtype=dtype, device=device)
     for stored in (kv.keys, kv.values):
         stored.fill_(float("nan"))
-    past = _read_spans([(0, PAGE_SIZE + 3), (0, 7), (0, PAGE_SIZE + 40)], device)
+    past = _read_spans([(0, FLASH_PAGE_SIZE + 3), (0, 7), (0, FLASH_PAGE_SIZE + 40)], device)
     kv.append(noise(1, sum(past.counts), G, D), noise(1, sum(past.counts), G, D), past.slots.long(), 0)
-    now = _read_spans([(PAGE_SIZE + 2, 1), (6, 1), (PAGE_SIZE + 10, 30)], device)
+    now = _read_spans([(FLASH_PAGE_SIZE + 2, 1), (6, 1), (FLASH_PAGE_SIZE + 10, 30)], device)
     q, k, v = (noise(1, sum(now.counts), heads, D) for heads in (2 * G, G, G))
     expected, found = (make(kv, now).attend(q, k, v, 0) for make in (PagedState, attention))
     return (found.float() - expected.float()).abs().max().item()
@@ -93,5 +90,5 @@ def try_attention(attention: Attention, spec: KVSpec, dtype: torch.dtype, device
 def _read_spans(spans: list[tuple[int, int]], device: torch.device) -> StepInputs:
     counts = [count for _, count in spans]
     tables = np.array([[5, 0], [2, 3], [4, 1]], dtype=np.int32)
-    flat = upload(lay_out([0] * sum(counts), spans, tables, PAGE_SIZE), device)
+    flat = upload(lay_out([0] * sum(counts), spans, tables, FLASH_PAGE_SIZE), device)
     return StepInputs(flat, counts, [first + count for first, count in spans])

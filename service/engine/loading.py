@@ -1,6 +1,8 @@
 """From a checkpoint folder to an engine: device, arithmetic, and how much memory keys and values get."""
 
 import logging
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,14 +10,12 @@ import psutil
 import torch
 
 from service.config import EngineSettings
-from service.engine import flash
-from service.engine.cuda_graphs import make_cuda_runner
 from service.engine.engine import Engine, EngineInfo, Runner, Sampler
 from service.engine.kernels import library as kernels
 from service.engine.kernels.library import best_level
 from service.engine.native import Arithmetic, NativeRunner, kv_dtype, why_not_native
 from service.engine.native_sampler import NativeSampler
-from service.engine.paged_kv import PagedKV
+from service.engine.paged_kv import FLASH_PAGE_SIZE, PagedKV
 from service.engine.runner import ModelRunner
 from service.engine.sampler import sample
 from service.engine.state_pool import PagePool
@@ -53,7 +53,14 @@ def load_model(checkpoint: Path, settings: EngineSettings) -> Checkpoint:
     return load_checkpoint(checkpoint, device=str(choose_device(settings.device)), dtype=torch.float32)
 
 
-def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, num_pages: int | None = None) -> Engine:
+def make_engine(
+    model: GPT,
+    tokenizer: Tokenizer,
+    settings: EngineSettings,
+    *,
+    num_pages: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Engine:
     """Make an engine for a model, on its device; `num_pages` instead of what the settings come to.
 
     Raises:
@@ -84,6 +91,8 @@ def make_engine(model: GPT, tokenizer: Tokenizer, settings: EngineSettings, *, n
             num_threads=torch.get_num_threads(),
             kv_cache_bytes=num_pages * PagedKV.page_bytes(spec, page_size, dtype),
         ),
+        speculates=settings.speculation and is_native,  # elsewhere the last bit hangs on how many tokens a step has
+        clock=clock,
     )
 
 
@@ -110,6 +119,8 @@ def _choose(model: GPT, settings: EngineSettings) -> tuple[bool, Arithmetic]:
 def _make_torch_runner(model: GPT, num_pages: int, page_size: int, max_num_seqs: int) -> Runner:
     weight = model.lm_head.weight
     if weight.device.type == "cuda":
+        from service.engine.cuda_graphs import make_cuda_runner  # with it comes torch's compiler, a second on a CPU
+
         return make_cuda_runner(model, num_pages, page_size, max_num_seqs=max_num_seqs)
     kv = PagedKV(model.state_spec, num_pages, page_size, dtype=weight.dtype, device=weight.device)
     return ModelRunner(model, kv)
@@ -124,7 +135,7 @@ def _make_sampler(tokenizer: Tokenizer, device: torch.device) -> Sampler:
 
 def choose_page_size(settings: EngineSettings, device: torch.device) -> int:
     """Return the tokens of a page; where no setting says how many, what the kernels of `device` read in place."""
-    return settings.page_size or (flash.PAGE_SIZE if device.type == "cuda" else kernels.PAGE_SIZE)
+    return settings.page_size or (FLASH_PAGE_SIZE if device.type == "cuda" else kernels.PAGE_SIZE)
 
 
 def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> int:

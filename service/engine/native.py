@@ -90,7 +90,7 @@ class NativeRunner:
         for work in works:
             sequence, count = work.sequence, work.num_tokens
             first = sequence.num_computed_tokens
-            token_ids += sequence.token_ids[first : first + count]
+            token_ids += work.token_ids
             positions += range(first, first + count)
             tables += [len(pages)] * count
             pages += sequence.page_table

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from service.engine.step_inputs import StepInputs
 from training.models.base import DecodeState, KVSpec
 
+FLASH_PAGE_SIZE = 256
+"""Flash attention reads pages of this many tokens, or of a multiple, in place."""
+
 
 class PagedKV:
     """The storage.

@@ -21,6 +21,8 @@ class Sequence:
         """Prompt and generated tokens."""
         self.num_computed_tokens = 0
         """Tokens whose past is in the pool; the rest is still to be computed."""
+        self.draft: list[int] = []
+        """Guesses at the tokens that come next; the step that computes the last known one checks them."""
         self.page_table: list[int] = []
         """Pages that hold the past, in order of position."""
         self.page_keys: list[bytes] = []

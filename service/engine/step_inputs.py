@@ -58,7 +58,7 @@ def pack(works: Ordered[Work], page_size: int, *, width: int, num_unused: int = 
         scratch_page: Where unused rows write, and all that they read.
     """
     spans = [(work.sequence.num_computed_tokens, work.num_tokens) for work in works]
-    ids = [id_ for work, (first, n) in zip(works, spans, strict=True) for id_ in work.sequence.token_ids[first:][:n]]
+    ids = [token_id for work in works for token_id in work.token_ids]
     tables = np.full((len(works) + num_unused, width), scratch_page, dtype=np.int32)
     for row, work in enumerate(works):
         pages = work.sequence.page_table[:width]

@@ -55,6 +55,7 @@ class EventStream(Response):
         self._prefix = b"id: %b-" % generation.id.encode()
         self._num_open = len(generation.choices)
         self._num_tokens = 0
+        self._last_events = b""
         self._silent = True
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
@@ -76,10 +77,14 @@ class EventStream(Response):
             await self._write(b"data: %b\n\n" % envelope(error))
         finally:
             pings.cancel()
-        await self._write(_DONE, more=False)
+        await self._write(self._last_events + _DONE, more=False)
 
     async def _deliver(self, pieces: list[Piece]) -> None:
-        await self._write(b"".join(map(self._event, pieces)))
+        events = b"".join(map(self._event, pieces))
+        if self._num_open:
+            await self._write(events)
+        else:
+            self._last_events = events
 
     def _event(self, piece: Piece) -> bytes:
         self._num_tokens += len(piece.token_ids)

@@ -33,12 +33,12 @@ class Clock:
 
 
 class Watcher:
-    """Reads one request's updates in the home's loop, to the end."""
+    """Reads the updates of one request, or of several, in the home's loop, to the end."""
 
-    def __init__(self, home: "Home", request_id: str) -> None:
+    def __init__(self, home: "Home", *request_ids: str) -> None:
         self.updates: list[Update] = []
         self._home = home
-        self._task = home.start(self._read(home.queue.watch([request_id])))
+        self._task = home.start(self._read(home.queue.watch(request_ids)))
 
     async def _read(self, watched) -> None:
         async for updates in watched:
@@ -107,8 +107,8 @@ class Home:
     def reap(self) -> None:
         self.do(self.queue.reap)
 
-    def watch(self, request_id: str) -> Watcher:
-        return Watcher(self, request_id)
+    def watch(self, *request_ids: str) -> Watcher:
+        return Watcher(self, *request_ids)
 
     def worker(self, models: dict[str, str] | None = None) -> Worker:
         worker = self.connect()
@@ -158,6 +158,9 @@ class DirectWorker:
 
     def renew(self) -> bool:
         return self._home.do(self._home.queue.renew, self._name)
+
+    def retire(self) -> None:
+        self._home.do(self._home.queue.retire, self._name)
 
     def release(self) -> None:
         self._home.do(self._home.queue.release, self._name)

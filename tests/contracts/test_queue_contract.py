@@ -2,10 +2,11 @@
 
 import threading
 
+import msgspec
 import pytest
 
 from service.errors import NotFound, QueueFull
-from service.protocol import Emission, EmitStatus, End, QueueStats
+from service.protocol import Emission, EmitStatus, End, QueueStats, TokenLogprobs
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
@@ -41,6 +42,66 @@ def test_any_number_of_watchers_see_the_same_and_a_late_one_sees_all(home, make_
     for watcher in (early, middle, late):
         assert watcher.to_end().end == STOP
         assert watcher.token_ids == [1, 2, 3]
+
+
+def test_one_who_watches_several_hears_of_each_up_to_its_end(home, make_request):
+    home.submit(make_request("a"), make_request("b"))
+    worker, watcher = home.worker(), home.watch("a", "b")
+    a, b = worker.claim(2, 0)
+    worker.emit([emission(a, 1), emission(b, 10)])
+    worker.emit([emission(a, 2, end=STOP, base=1), emission(b, 11, base=1)])
+    worker.emit([emission(b, end=STOP, base=2)])
+    watcher.to_end()
+    for request_id, token_ids in (("a", [1, 2]), ("b", [10, 11])):
+        own = [update for update in watcher.updates if update.id == request_id]
+        assert [token_id for update in own for token_id in update.token_ids] == token_ids
+        assert [update.end for update in own if update.end is not None] == [STOP]
+
+
+def told(*token_ids):
+    return tuple(TokenLogprobs(token_id=id_, logprob=-id_ / 8, top=((id_, -id_ / 8),)) for id_ in token_ids)
+
+
+def test_log_probabilities_reach_every_watcher_once_through_a_death_and_a_retry(home, make_request):
+    home.submit(make_request("a"))
+    doomed, early = home.worker(), home.watch("a")
+    [claim] = doomed.claim(1, 0)
+    scored = msgspec.structs.replace(emission(claim), prompt_logprobs=told(8, 9))
+    first = msgspec.structs.replace(emission(claim, 1, 2), logprobs=told(1, 2))
+    assert [doomed.emit([e]) for e in (scored, first, first)] == [[OK]] * 3
+    middle = home.watch("a")
+    home.kill(doomed)
+    heir = home.worker()
+    [again] = heir.claim(1, 0)
+    last = msgspec.structs.replace(emission(again, 3, end=STOP), logprobs=told(3), prompt_logprobs=told(8, 9))
+    assert heir.emit([last]) == [OK]
+    for watcher in (early, middle, home.watch("a")):
+        watcher.to_end()
+        assert watcher.token_ids == [1, 2, 3]
+        assert [entry for update in watcher.updates for entry in update.logprobs] == list(told(1, 2, 3))
+        assert [entry for update in watcher.updates for entry in update.prompt_logprobs] == list(told(8, 9))
+
+
+def test_a_retired_worker_keeps_what_it_has_and_gets_nothing_new(home, make_request):
+    home.submit(make_request("a"))
+    worker, watcher = home.worker(), home.watch("a")
+    [claim] = worker.claim(1, 0)
+    worker.retire()
+    home.submit(make_request("b"))
+    assert worker.claim(1, 0) == []
+    assert worker.emit([emission(claim, 1, end=STOP)]) == [OK]
+    assert watcher.to_end().end == STOP
+    assert home.stats().revisions == frozenset()
+    assert home.stats().waiting == 1
+
+
+def test_a_claim_that_waits_comes_back_empty_when_its_worker_retires(home):
+    worker, claims = home.worker(), []
+    thread = threading.Thread(target=lambda: claims.append(worker.claim(4, 1e6)))
+    thread.start()
+    worker.retire()
+    thread.join(20)
+    assert claims == [[]]
 
 
 def test_claims_are_oldest_first_and_only_of_the_models_and_revisions_registered(home, make_request):

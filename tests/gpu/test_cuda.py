@@ -10,9 +10,9 @@ import torch
 from service.config import EngineSettings
 from service.engine.cuda_graphs import GraphRunner
 from service.engine.engine import Engine
-from service.engine.flash import PAGE_SIZE, FlashState, try_attention
+from service.engine.flash import FlashState, try_attention
 from service.engine.loading import make_engine
-from service.engine.paged_kv import PagedState
+from service.engine.paged_kv import FLASH_PAGE_SIZE, PagedState
 from service.engine.runner import ModelRunner
 from service.engine.scheduler import Work
 from service.engine.sequence import Sequence
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA G
 
 DEVICE = torch.device("cuda")
 PROMPTS = [[1], [5, 3, 8, 2, 11], list(range(20)), [9] * 37, [7, 1] * 11]
-KINDS = {"fp32, gathered": ("fp32", 16), "bf16, gathered": ("bf16", 16), "bf16, flash": ("bf16", PAGE_SIZE)}
+KINDS = {"fp32, gathered": ("fp32", 16), "bf16, gathered": ("bf16", 16), "bf16, flash": ("bf16", FLASH_PAGE_SIZE)}
 
 MakeEngine = Callable[..., Engine]
 

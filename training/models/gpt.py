@@ -56,9 +56,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embed_tokens = _make_embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
-            self.embed_positions = nn.Embedding(config.context_length, config.n_embd)
+            self.embed_positions = _make_embedding(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
@@ -129,6 +129,8 @@ class GPT(nn.Module):
 
         Source: zero-initialized output projections, Goyal et al. 2017 (arXiv 1706.02677), section 5.1.
         """
+        if self.lm_head.weight.is_meta:  # to be loaded
+            return
         for name, parameter in self.named_parameters():
             if name.endswith(("bias", "o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
@@ -139,3 +141,8 @@ class GPT(nn.Module):
             elif parameter.dim() == 2:
                 bound = math.sqrt(3.0 / parameter.size(1))
                 parameter.uniform_(-bound, bound, generator=generator)
+
+
+def _make_embedding(num_embeddings: int, width: int) -> nn.Embedding:
+    """Make a table that is not drawn: on the meta device that alone would import torch's compiler."""
+    return nn.Embedding(num_embeddings, width, _weight=torch.empty(num_embeddings, width))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from service.engine.cuda_graphs import GraphRunner
-from service.engine.flash import PAGE_SIZE, FlashState, try_attention, why_not_flash
-from service.engine.paged_kv import PagedKV, PagedState
+from service.engine.flash import FlashState, try_attention, why_not_flash
+from service.engine.paged_kv import FLASH_PAGE_SIZE, PagedKV, PagedState
 from service.engine.scheduler import Work
 from service.engine.sequence import Sequence
 from service.engine.state_pool import PagePool
@@ -60,13 +60,13 @@ def documented_attention(
     ids=str,
 )
 def test_what_it_cannot_read_is_named(changed: dict[str, object], named: str) -> None:
-    kind = {"spec": SPEC, "page_size": PAGE_SIZE, "dtype": torch.bfloat16, "device": CUDA} | changed
+    kind = {"spec": SPEC, "page_size": FLASH_PAGE_SIZE, "dtype": torch.bfloat16, "device": CUDA} | changed
     assert named in (why_not_flash(**kind) or "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU, where the kernel runs")
 def test_a_kernel_that_does_not_run_is_not_used() -> None:
-    assert why_not_flash(SPEC, PAGE_SIZE, torch.bfloat16, CUDA)
+    assert why_not_flash(SPEC, FLASH_PAGE_SIZE, torch.bfloat16, CUDA)
 
 
 def test_the_arguments_mean_what_the_plain_products_do(monkeypatch: pytest.MonkeyPatch) -> None:

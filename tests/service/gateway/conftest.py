@@ -18,7 +18,7 @@ from service.detokenizer import TextStream
 from service.gateway.admission import ServedModel
 from service.gateway.app import create_app
 from service.gateway.server import GatewayServer, make_server
-from service.protocol import Claim, Emission, EmitStatus, End, FinishReason, Request
+from service.protocol import Claim, Emission, EmitStatus, End, FinishReason, Request, TokenLogprobs
 from service.queue.local import LocalQueue
 from training.tokenizers.bpe import BpeTokenizer
 
@@ -67,8 +67,17 @@ class ScriptedEngine:
 
     async def _answer(self, worker: str, claim: Claim) -> None:
         base = 0
+        prompt = claim.request.token_ids if claim.request.params.prompt_logprobs else ()
         for token_ids, end in self._script(claim):
-            emission = Emission(id=claim.request.id, epoch=claim.epoch, base=base, token_ids=token_ids, end=end)
+            emission = Emission(
+                id=claim.request.id,
+                epoch=claim.epoch,
+                base=base,
+                token_ids=token_ids,
+                end=end,
+                logprobs=_tell(token_ids, claim),
+                prompt_logprobs=_tell(prompt[1:], claim) if base == 0 else (),
+            )
             status = self._home.emit(worker, [emission])[0]
             if status is not EmitStatus.OK:
                 self.cancelled.put(claim.request.id)
@@ -104,6 +113,17 @@ class ScriptedEngine:
             yield (token_id,), end
             if end is not None:
                 return
+
+
+def _tell(token_ids: Iterable[int], claim: Claim) -> tuple[TokenLogprobs, ...]:
+    """Return what is told of some tokens: of token t that its log-probability is -t / 8, and none more likely."""
+    count = claim.request.params.logprobs
+    if count is None:
+        return ()
+    return tuple(
+        TokenLogprobs(token_id=id_, logprob=-id_ / 8, top=tuple((id_ + k, -(id_ + k) / 8) for k in range(count)))
+        for id_ in token_ids
+    )
 
 
 @dataclass

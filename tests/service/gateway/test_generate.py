@@ -60,6 +60,8 @@ def test_timings_are_the_engines(gateway):
         {"prompt": "Once", "max_tokens": 5, "echo": True},
         {"prompts": ["a", "née ", ""], "max_tokens": 30, "n": 3, "stop": ["II"], "echo": True},
         {"token_ids": [79, 110], "max_tokens": 8, "echo": True},
+        {"prompt": "Once", "max_tokens": 50, "stop": "goes.\nAct I", "logprobs": 0},
+        {"prompts": ["a", "née "], "max_tokens": 20, "n": 2, "logprobs": 2, "echo": True},
     ],
 )
 def test_stream_has_the_same_text_tokens_and_ends(gateway, body):
@@ -73,6 +75,9 @@ def test_stream_has_the_same_text_tokens_and_ends(gateway, body):
         assert [token_id for frame in own for token_id in frame["token_ids"]] == choice["token_ids"]
         assert [frame["finish_reason"] for frame in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
         assert own[-1]["stop_reason"] == choice["stop_reason"]
+        for key in choice["logprobs"] or ():
+            assert [entry for frame in own for entry in frame["logprobs"][key]] == choice["logprobs"][key]
+        assert choice["logprobs"] or not any(frame["logprobs"] for frame in own)
     counted = 0
     for frame, frame_id in zip(frames, ids, strict=True):
         counted += len(frame["token_ids"])
@@ -82,6 +87,29 @@ def test_stream_has_the_same_text_tokens_and_ends(gateway, body):
     assert frames[-1]["seed"] == 3
     assert "timings" in frames[-1]
     assert all("usage" not in frame for frame in frames[:-1])
+
+
+def test_log_probabilities_stand_side_by_side_one_for_each_token(gateway):
+    choice = gateway.generate(prompt="Once", max_tokens=3, logprobs=2).json()["choices"][0]
+    ids = choice["token_ids"]
+    assert choice["logprobs"] == {
+        "token_ids": ids,
+        "token_logprobs": [-id_ / 8 for id_ in ids],
+        "top_logprobs": [[[id_, -id_ / 8], [id_ + 1, -(id_ + 1) / 8]] for id_ in ids],
+    }
+
+
+@pytest.mark.parametrize("prompt", ["O", "Once"])
+def test_with_echo_the_prompts_come_first_and_its_first_token_has_none(gateway, prompt):
+    body = {"prompt": prompt, "max_tokens": 2, "echo": True, "logprobs": 0}
+    choice = gateway.generate(**body).json()["choices"][0]
+    told = choice["logprobs"]
+    assert told["token_ids"] == [*prompt.encode(), *choice["token_ids"]]
+    assert told["token_logprobs"] == [None, *(-id_ / 8 for id_ in told["token_ids"][1:])]
+    assert told["top_logprobs"] == [None] + [[]] * (len(prompt) + 1)
+    first, *_ = read_stream(gateway.generate(**body, stream=True).text)[0]
+    assert first["text"].startswith(prompt)
+    assert first["logprobs"]["token_ids"][: len(prompt)] == list(prompt.encode())
 
 
 def test_text_ends_before_the_stop_string_and_the_tokens_stay(gateway):

@@ -65,6 +65,38 @@ def test_idle_workers_share_what_comes_at_once_and_a_lone_one_takes_all():
     asyncio.run(scenario())
 
 
+def test_of_two_who_wait_the_one_with_less_to_do_gets_more():
+    async def scenario():
+        queue = LocalQueue(QueueSettings())
+        for worker in "ab":
+            queue.register(worker, {"tiny": "r1"})
+        await queue.submit([make_request(f"r{i}") for i in range(3)])
+        assert len(await queue.claim("a", 8, wait_s=0)) == 3
+        waiting = [asyncio.create_task(queue.claim(worker, 8, wait_s=20.0)) for worker in "ab"]
+        await asyncio.sleep(0)
+        await queue.submit([make_request("s")])
+        assert len(await waiting[1]) == 1
+        await queue.submit([make_request("t")])
+        assert len(await waiting[0]) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_has_no_room_with_one_goes_to_another_who_waits():
+    async def scenario():
+        queue = LocalQueue(QueueSettings())
+        for worker in "ab":
+            queue.register(worker, {"tiny": "r1"})
+        await queue.submit([make_request(f"r{i}") for i in range(5)])
+        await queue.claim("a", 5, wait_s=0)
+        waiting = [asyncio.create_task(queue.claim(worker, room, wait_s=1e6)) for worker, room in (("a", 8), ("b", 1))]
+        await asyncio.sleep(0)
+        await queue.submit([make_request(f"s{i}") for i in range(4)])
+        assert [len(claims) for claims in await asyncio.gather(*waiting)] == [3, 1]
+
+    asyncio.run(scenario())
+
+
 def test_an_ended_request_keeps_no_prompt():
     async def scenario():
         queue = LocalQueue(QueueSettings())
