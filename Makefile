@@ -3,7 +3,7 @@
 #   make test                 every test; make check: format, lint, types, import rules
 #   make check-native         the kernels' tests under AddressSanitizer
 #   make check-gpu            the engine's invariants and figures on a CUDA GPU; skipped where none is
-#   make bench DATA=FILE      the figures; DATA: a copy of Tiny-Shakespeare where there is no network
+#   make bench DATA=FILE      the figures; DATA: a copy of Tiny-Shakespeare where there is no network; CPUS=0: on one core
 #   make install INDEX=cpu    choose torch's build: cpu, cu130, ... or the address of a package index
 
 PYTHON ?= python3.11
@@ -45,9 +45,9 @@ fmt: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 bench: .venv/.installed-dev
-	$(BIN)/minigpt bench engine
-	$(BIN)/minigpt bench http
-	$(BIN)/minigpt bench train $(if $(DATA),--data $(DATA))
+	$(BIN)/minigpt bench engine $(if $(CPUS),--cpus $(CPUS))
+	$(BIN)/minigpt bench http $(if $(CPUS),--cpus $(CPUS))
+	$(BIN)/minigpt bench train $(if $(CPUS),--cpus $(CPUS)) $(if $(DATA),--data $(DATA))
 clean:
 	rm -rf .venv build *.egg-info service/engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 

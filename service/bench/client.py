@@ -102,7 +102,7 @@ class _Connection:
         return answer
 
     async def _send(self, request: bytes) -> None:
-        """Send a request and read the head of its answer; a connection that was closed since the last is opened again."""
+        """Send a request and read the head of its answer; a connection that was closed meanwhile is opened again."""
         if self._writer is not None:
             with contextlib.suppress(ConnectionError):
                 self._writer.write(request)

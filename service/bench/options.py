@@ -76,7 +76,7 @@ def choose_model(checkpoint: Path | None, shape: str | None, bundled: Path) -> P
 
 
 def bind(cpus: str | None, threads: int | None) -> None:
-    """Keep this process and whatever it starts to some CPUs and threads, before torch is imported.
+    """Keep this process and whatever it starts to some CPUs and threads.
 
     Raises:
         SettingError: no such CPU, or a system that cannot do it.
@@ -89,7 +89,10 @@ def bind(cpus: str | None, threads: int | None) -> None:
             raise SettingError(f"--cpus {cpus}: write numbers of CPUs that this system has, e.g. 0 or 0,1") from error
         threads = threads or len(numbers)
     if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is started; here OpenMP may have looked before
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def read_servers(against: Sequence[str]) -> dict[str, str]:

@@ -88,13 +88,15 @@ class NativeRunner:
         pages: list[int] = []
         samples: list[int] = []
         for work in works:
-            sequence, count = work.sequence, work.num_tokens
+            sequence, count = work
             first = sequence.num_computed_tokens
             token_ids += work.token_ids
             positions += range(first, first + count)
-            tables += [len(pages)] * count
+            tables += (len(pages),) * count
             pages += sequence.page_table
-            samples += range(len(token_ids) - work.num_logits, len(token_ids))
+            num_logits = work.num_logits
+            if num_logits:
+                samples += range(len(token_ids) - num_logits, len(token_ids))
         inputs = [array("q", values) for values in (token_ids, positions, tables, pages, samples)]
         addresses = [values.buffer_info()[0] for values in inputs]
         step = Step(len(token_ids), len(samples), self._num_threads, *addresses, **self._pointers)

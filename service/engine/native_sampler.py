@@ -4,7 +4,6 @@ from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -38,14 +37,15 @@ class NativeSampler:
             raise RuntimeError("no kernels: ask best_level first")
         self._sample = kernels.minigpt_sample
         self._banned = array("q", banned)
-        self._plans: WeakKeyDictionary[Sequence, _Plan] = WeakKeyDictionary()
 
     def __call__(self, logits: Tensor, sequences: Ordered[Sequence]) -> list[int | None]:
         """Draw a token each from `logits` `(S, V)` float32, changed in place; None where they are not finite."""
         count = len(sequences)
         draws, drawn, tokens = (Draw * count)(), array("q", bytes(8 * count)), []
         for row, sequence in enumerate(sequences):
-            plan = self._plans.get(sequence) or self._plan(sequence)
+            plan = sequence.sampling
+            if not isinstance(plan, _Plan):
+                plan = sequence.sampling = _make_plan(sequence)
             plan.draw.position = sequence.num_generated
             if plan.penalizes:
                 tokens.append(array("q", sequence.token_ids))
@@ -56,24 +56,24 @@ class NativeSampler:
         self._sample(*rows, *banned, torch.get_num_threads(), drawn.buffer_info()[0])
         return [None if token_id == NOT_FINITE else token_id for token_id in drawn]
 
-    def _plan(self, sequence: Sequence) -> _Plan:
-        params = sequence.request.params
-        bias_ids, bias = array("q", params.logit_bias), array("f", params.logit_bias.values())
-        draw = Draw(
-            seed=params.seed,
-            choice=params.choice,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            top_k=params.top_k or 0,
-            repetition_penalty=params.repetition_penalty,
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            num_bias=len(bias_ids),
-            bias_ids=bias_ids.buffer_info()[0],
-            bias=bias.buffer_info()[0],
-            num_prompt=sequence.num_prompt_tokens,
-        )
-        penalizes = params.repetition_penalty != 1.0 or bool(params.presence_penalty or params.frequency_penalty)
-        plan = self._plans[sequence] = _Plan(draw, penalizes, (bias_ids, bias))
-        return plan
+
+def _make_plan(sequence: Sequence) -> _Plan:
+    params = sequence.request.params
+    bias_ids, bias = array("q", params.logit_bias), array("f", params.logit_bias.values())
+    draw = Draw(
+        seed=params.seed,
+        choice=params.choice,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        top_k=params.top_k or 0,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        num_bias=len(bias_ids),
+        bias_ids=bias_ids.buffer_info()[0],
+        bias=bias.buffer_info()[0],
+        num_prompt=sequence.num_prompt_tokens,
+    )
+    penalizes = params.repetition_penalty != 1.0 or bool(params.presence_penalty or params.frequency_penalty)
+    return _Plan(draw, penalizes, (bias_ids, bias))

@@ -9,9 +9,9 @@ from service.engine.sequence import Sequence
 from service.engine.state_pool import PagePool
 
 # What a step costs is counted in tokens: one that has little before it costs 1.
-FIXED_COST = 4
+FIXED_COST = 2
 """Of a step, whatever is in it: reading the weights, Python. In bf16 it is about 7; the rest is room for noise."""
-POSITIONS = 512
+POSITIONS = 384
 """A token with so many before it costs 1 more, for it attends to them."""
 PREFILL_SHARE = 2
 """Prefill may cost twice what the rest of a step does: then no token comes later than 3 times the usual."""

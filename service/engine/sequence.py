@@ -29,6 +29,8 @@ class Sequence:
         """What stands in its full pages, as far as the pool was asked; they stay when the pages go."""
         self.num_cached_tokens: int | None = None
         """Tokens of the prompt that were in the cache when the sequence was first admitted; `None` before."""
+        self.sampling: object = None
+        """What the sampler keeps of it from one token to the next."""
         self.matcher: Matcher | None = None
         """Of its grammar, at the end of the tokens."""
         self.prompt_logprobs: list[TokenLogprobs] = []

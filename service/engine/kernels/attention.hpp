@@ -38,12 +38,18 @@ struct Past {
     }
 };
 
-// The scores of a vector of keys: four sums side by side, since each waits for its own last addition only.
+// The scores of a vector of keys: four sums side by side, since each waits for its own last addition only. Meanwhile the
+// values of this head are asked for, which come next, and the next head's keys, which stand right behind its own.
 template <class E>
-INLINE Vec score(const Lane* q, const Lane* keys, int64_t D) {
+INLINE Vec score(const Lane* q, const Lane* keys, const Lane* values, int64_t D) {
+    const int64_t lanes = D / E::WIDTH;
     Vec dots[4] = {};
-    for (int64_t d = 0; d < D / E::WIDTH; d += 4)
-        for (int64_t i = 0; i < 4; ++i) dots[i] = E::dot(dots[i], splat(q[d + i]), load(keys + (d + i) * PAGE));
+    for (int64_t d = 0; d < lanes; d += 4)
+        for (int64_t i = 0; i < 4; ++i) {
+            __builtin_prefetch(values + (d + i) * PAGE, 0, 2);
+            __builtin_prefetch(keys + (lanes + d + i) * PAGE, 0, 2);
+            dots[i] = E::dot(dots[i], splat(q[d + i]), load(keys + (d + i) * PAGE));
+        }
     return (dots[0] + dots[1]) + (dots[2] + dots[3]);
 }
 
@@ -70,7 +76,8 @@ INLINE void attend(const Past<E>& past, const Lane* q, float* scores, Lane* weig
     IntVec lanes;
     for (int32_t i = 0; i < W; ++i) lanes[i] = i;
     for (int64_t at = 0; at < length; at += W) {
-        Vec dots = score<E>(q, past.page(at).keys + at % PAGE, D) * scale;
+        const Page<E> page = past.page(at);
+        Vec dots = score<E>(q, page.keys + at % PAGE, page.values, D) * scale;
         dots = lanes < static_cast<int32_t>(std::min(W, length - at)) ? dots : splat(-INFINITY);
         most = dots > most ? dots : most;
         store(scores + at, dots);

@@ -23,7 +23,7 @@ def call_bench(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
             text=True,
             timeout=110,
             check=False,
-            env=os.environ | {"MINIGPT_CACHE": str(tmp_path)},
+            env=os.environ | {"MINIGPT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "2"},
         )
 
     return call

@@ -32,15 +32,13 @@ class Recorded:
         self.engine = engine
         self.logits: dict[str, list[Tensor]] = {}
         self.ends: dict[str, End] = {}
-        self._run = engine._runner.run
-        engine._runner.run = self._record
+        self._sample = engine._sampler
+        engine._sampler = self._record
 
-    def _record(self, works: list[Work]) -> Tensor:
-        logits = self._run(works)
-        sampled = [work.sequence.id for work in works if work.num_logits]
-        for id_, row in zip(sampled, logits, strict=True):
-            self.logits.setdefault(id_, []).append(row.clone())
-        return logits
+    def _record(self, logits: Tensor, sequences: list[Sequence]) -> list[int | None]:
+        for sequence, row in zip(sequences, logits, strict=True):
+            self.logits.setdefault(sequence.id, []).append(row.clone())
+        return self._sample(logits, sequences)
 
     def finish(self, *claims: Claim) -> dict[str, list[int]]:
         for claim in claims:
