@@ -9,7 +9,7 @@ from service.engine.sequence import Sequence
 from service.engine.state_pool import PagePool
 
 # What a step costs is counted in tokens: one that has little before it costs 1.
-FIXED_COST = 2
+FIXED_COST = 4
 """Of a step, whatever is in it: reading the weights, Python. In bf16 it is about 7; the rest is room for noise."""
 POSITIONS = 384
 """A token with so many before it costs 1 more, for it attends to them."""
