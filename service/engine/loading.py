@@ -1,5 +1,8 @@
 """From a checkpoint folder to an engine: device, arithmetic, and how much memory keys and values get."""
 
+import contextlib
+import ctypes
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -41,7 +44,10 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
             dtype, native kernels) is not to be had here.
     """
     loaded = load_model(checkpoint, settings)
-    return make_engine(loaded.model, loaded.tokenizer, settings)
+    engine = make_engine(loaded.model, loaded.tokenizer, settings)
+    del loaded
+    _give_back_memory()
+    return engine
 
 
 def load_model(checkpoint: Path, settings: EngineSettings) -> Checkpoint:
@@ -164,3 +170,10 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def _give_back_memory() -> None:
+    """Return to the system what was freed: the kernels have packed the weights, and glibc would keep the room."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -33,3 +33,10 @@ def test_what_differs_from_the_defaults_reaches_a_worker():
     worker = typer.main.get_command(app).commands["worker"]
     context = worker.make_context("worker", ["--queue=local:///link", "--model=m", *_command_line(settings)])
     assert parse_settings(EngineSettings, context.params) == settings
+
+
+def test_the_command_line_loads_no_openmp():
+    """It reads its settings when it is loaded; a worker makes them after the command line is read."""
+    listed = "import service.__main__; print(open('/proc/self/maps').read())"
+    maps = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout
+    assert "libgomp" not in maps

@@ -70,6 +70,11 @@ class Draw(ctypes.Structure):
     )
 
 
+def built_levels() -> list[str]:
+    """Return which of `LEVELS` were built. Nothing is loaded: with the kernels comes OpenMP, which reads its settings."""
+    return [level for level in LEVELS if _path(level) is not None]
+
+
 @cache
 def best_level() -> str | None:
     """Return the fastest of `LEVELS` that was built and that this processor runs; None where nothing was built."""
@@ -93,5 +98,10 @@ def load_kernels(level: str) -> ctypes.CDLL | None:
 
 
 def _open(level: str) -> ctypes.CDLL | None:
+    path = _path(level)
+    return None if path is None else ctypes.CDLL(path)
+
+
+def _path(level: str) -> str | None:
     spec = find_spec(f"service.engine.kernels._{level}")
-    return None if spec is None or spec.origin is None else ctypes.CDLL(spec.origin)
+    return None if spec is None else spec.origin
