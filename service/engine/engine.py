@@ -119,7 +119,8 @@ class Engine:
         self._grammars = Grammars(tokenizer)
         self._speculates = speculates
         self._speculation = Speculation()
-        self._max_context = max_context
+        self.max_context = max_context
+        """Positions of prompt and answer together."""
         self._max_num_seqs = max_num_seqs
         self._sequences: dict[str, Sequence] = {}
         self._news: list[StepOutput] = []
@@ -173,8 +174,8 @@ class Engine:
 
     def _problem(self, claim: Claim) -> str | None:
         request = claim.request
-        if not request.token_ids or request.cost > self._max_context:
-            return f"{request.cost} tokens do not fit a context of {self._max_context}"
+        if not request.token_ids or request.cost > self.max_context:
+            return f"{request.cost} tokens do not fit a context of {self.max_context}"
         if not all(0 <= token_id < self._tokenizer.vocab_size for token_id in request.token_ids):
             return f"a token id is outside the vocabulary of {self._tokenizer.vocab_size}"
         if request.id in self._sequences:

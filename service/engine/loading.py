@@ -23,6 +23,7 @@ from service.engine.runner import ModelRunner
 from service.engine.sampler import sample
 from service.engine.state_pool import PagePool
 from service.errors import SettingError
+from service.protocol import Claim, Request, SamplingParams
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.models.base import KVSpec
 from training.models.devices import choose_device, has_bf16
@@ -47,6 +48,7 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
     engine = make_engine(loaded.model, loaded.tokenizer, settings)
     del loaded
     _give_back_memory()
+    _warm_up(engine, settings.max_step_tokens)
     return engine
 
 
@@ -170,6 +172,15 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def _warm_up(engine: Engine, num_tokens: int) -> None:
+    """Compute a full step, so that the first request does not wait for the system to find memory for it."""
+    token_ids = (0,) * min(num_tokens, engine.max_context - 1)
+    params = SamplingParams(max_tokens=1, seed=0)
+    engine.add(Claim(request=Request(id="", model="", revision="", token_ids=token_ids, params=params), epoch=1))
+    while engine.has_work:
+        engine.step()
 
 
 def _give_back_memory() -> None:

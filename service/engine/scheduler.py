@@ -112,7 +112,8 @@ class Scheduler:
         """Plan prefill chunks beside `num_decodes` single tokens: where somebody streams, short ones."""
         works = []
         room = self._max_step_tokens - num_decodes
-        budget = PREFILL_SHARE * (FIXED_COST + num_decodes) if num_decodes else math.inf
+        crowd = num_decodes + max(0, len(self.waiting) - 1)  # of many who wait, none is alone to blame for a long step
+        budget = PREFILL_SHARE * (FIXED_COST + crowd) if num_decodes else math.inf
         unfinished = self._unfinished()
         while room and budget >= 1 and (sequence := next(unfinished, None)):
             cost = 1 + sequence.num_computed_tokens / POSITIONS
