@@ -38,7 +38,7 @@ from training.manifest import read_manifest, resolve_checkpoint
 if TYPE_CHECKING:
     from service.engine.engine import Engine
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("service")  # by this name also where it runs as __main__
 
 BUNDLED = Path(__file__).parent / "checkpoints" / "shakespeare"
 GATEWAY, QUEUE, ENGINE, WORKER = GatewaySettings(), QueueSettings(), EngineSettings(), WorkerSettings()

@@ -14,6 +14,8 @@ import httpx
 import psutil
 import pytest
 
+from service.engine.kernels.library import best_level
+
 
 @pytest.fixture(scope="module")
 def body(tokenizer) -> dict:
@@ -156,3 +158,19 @@ def test_a_setting_out_of_range_is_refused(checkpoint, option, field):
 
 def test_what_only_a_worker_can_refuse_ends_the_server_too(checkpoint):
     require_refusal(run_serve(f"--model={checkpoint}", "--port=0", "--device=abacus"), "abacus")
+
+
+def test_what_computes_is_told(server):
+    [line] = {
+        line for line in server.client.get("/metrics").text.splitlines() if line.startswith("minigpt_engine_info{")
+    }
+    kernels = best_level() or "torch"
+    assert line.endswith(" 1.0")
+    assert f'kernels="{kernels}"' in line
+    assert f'dtype="{"fp32" if kernels == "torch" else "int8"}"' in line
+    assert f'exact="{str(kernels != "torch").lower()}"' in line
+    assert f"{kernels} kernels in " in server.log.read_text()
+    shown = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--help"], capture_output=True, text=True, check=True
+    )
+    assert kernels in shown.stdout
