@@ -54,7 +54,10 @@ DtypeOption = Annotated[
     str, typer.Option(help="auto, fp32, bf16 or int8. auto: int8 with the native kernels, bf16 on a GPU, else fp32.")
 ]
 KernelsOption = Annotated[
-    str, typer.Option(help=f"auto, native or torch. auto: native where it can. Native here: {', '.join(built_levels()) or 'none'}.")
+    str,
+    typer.Option(
+        help=f"auto, native or torch. auto: native where it can. Native here: {', '.join(built_levels()) or 'none'}."
+    ),
 ]
 NumSeqsOption = Annotated[int, typer.Option(help="Sequences computed at once.")]
 StepTokensOption = Annotated[int, typer.Option(help="Tokens computed at once, prefill included.")]

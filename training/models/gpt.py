@@ -144,5 +144,6 @@ class GPT(nn.Module):
 
 
 def _make_embedding(num_embeddings: int, width: int) -> nn.Embedding:
-    """Make a table that is not drawn: on the meta device that alone would import torch's compiler."""
-    return nn.Embedding(num_embeddings, width, _weight=torch.empty(num_embeddings, width))
+    """Make a table; on the meta device one that is not drawn, for drawing there imports torch's compiler."""
+    table = torch.empty(num_embeddings, width)
+    return nn.Embedding(num_embeddings, width, _weight=table if table.is_meta else None)
