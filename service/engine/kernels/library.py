@@ -71,7 +71,7 @@ class Draw(ctypes.Structure):
 
 
 def built_levels() -> list[str]:
-    """Return which of `LEVELS` were built. Nothing is loaded: with the kernels comes OpenMP, which reads its settings."""
+    """Return which of `LEVELS` were built. None is loaded: with it would come OpenMP, which then reads its settings."""
     return [level for level in LEVELS if _path(level) is not None]
 
 
