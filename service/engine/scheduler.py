@@ -14,7 +14,8 @@ FIXED_COST = 4
 POSITIONS = 384
 """A token with so many before it costs 1 more, for it attends to them."""
 PREFILL_SHARE = 2
-"""Prefill may cost twice what the rest of a step does: then no token comes later than 3 times the usual."""
+"""Prefill may cost twice what the rest of a step does, for each that waits: one long prompt makes no token come later
+than 3 times the usual, and a crowd is not kept waiting for the sake of a few."""
 
 
 class Work(NamedTuple):
@@ -112,8 +113,8 @@ class Scheduler:
         """Plan prefill chunks beside `num_decodes` single tokens: where somebody streams, short ones."""
         works = []
         room = self._max_step_tokens - num_decodes
-        crowd = num_decodes + max(0, len(self.waiting) - 1)  # of many who wait, none is alone to blame for a long step
-        budget = PREFILL_SHARE * (FIXED_COST + crowd) if num_decodes else math.inf
+        shares = PREFILL_SHARE * max(1, len(self.waiting))  # each that waits has one: it is late by every step, too
+        budget = shares * (FIXED_COST + num_decodes) if num_decodes else math.inf
         unfinished = self._unfinished()
         while room and budget >= 1 and (sequence := next(unfinished, None)):
             cost = 1 + sequence.num_computed_tokens / POSITIONS

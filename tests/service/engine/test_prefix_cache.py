@@ -220,7 +220,7 @@ class Schedules(RuleBasedStateMachine):
         computed = [work.sequence for work in works]
         assert not self.arrivals or self.arrivals[0] in computed, "the oldest always proceeds"
         if num_decodes := len(decoding.intersection(computed)):
-            assert sum(sizes) - num_decodes <= PREFILL_SHARE * (FIXED_COST + len(self.arrivals))
+            assert sum(sizes) - num_decodes <= PREFILL_SHARE * (FIXED_COST + num_decodes) * len(self.arrivals)
 
     def write(self, work: Work) -> None:
         sequence, first = work.sequence, work.sequence.num_computed_tokens
