@@ -29,7 +29,7 @@ from service.logs import configure_logging
 from service.queue.link import LinkQueue, queue_url, socket_path
 from service.queue.local import LocalQueue
 from service.serving import serve_models
-from service.worker import EXIT_FAILED, Worker, run_until_stopped
+from service.worker import EXIT_FAILED, SPIN_COUNT, Worker, run_until_stopped
 from training.__main__ import app as training_app
 from training.command_line import run
 from training.config import Settings
@@ -146,8 +146,7 @@ def worker(
     worker_settings, engine_settings = parse_settings(WorkerSettings, options), parse_settings(EngineSettings, options)
     [(name, folder)] = _find_folders([model]).items()
     path = socket_path(queue)
-    # Threads that spin while they wait starve whoever shares their cores: on a busy machine steps took 50 times longer.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+    os.environ.setdefault(*SPIN_COUNT)
     from service.engine.loading import load_engine
 
     engine = load_engine(folder, engine_settings)

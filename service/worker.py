@@ -38,6 +38,11 @@ RENEW_AT = 0.3
 GATHER_S = 0.01
 """Seconds for which tokens gather, of which none is a sequence's first or last."""
 
+SPIN_COUNT = ("GOMP_SPINCOUNT", "1000")
+"""Environment variable, for before torch is imported: how long a thread that waits for the others keeps its core. Some
+10 µs: in a step one waits 40 times, mostly less than that, and to be woken takes longer. The default of 300,000 starves
+whoever shares the cores; with none at all a step on two cores took ten times as long."""
+
 logger = logging.getLogger(__name__)
 
 

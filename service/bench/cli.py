@@ -33,6 +33,7 @@ from service.bench.options import (
 from service.bench.peers.choice import choose_peers
 from service.bench.report import Report, command_line, read_machine, show, write_json
 from service.errors import SettingError
+from service.worker import SPIN_COUNT
 
 TRAIN_PRESET = "nanogpt-cpu"
 REQUESTS_PER_STREAM = 5
@@ -110,7 +111,7 @@ def http(
     machine, counts = read_machine(), read_counts("--streams", streams)
     settings = engine_settings(max(counts), device=device, dtype=dtype)
     servers = read_servers(against)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the server's workers have it
+    os.environ.setdefault(*SPIN_COUNT)  # as the server's workers have it
     from service.bench.http import Server, http_table, measure_http
     from service.bench.offline import OfflineEngine
     from service.bench.server import start_server
