@@ -16,10 +16,10 @@ MEMORY = 0.95
 """Of what was measured before, after each step."""
 MARGIN = 1.05
 """How many times as fast it must be."""
-PROBE_EVERY = 32
-"""Chances to guess of which one is taken, and one not, whatever was measured: texts change."""
-NUM_FIRST = 8
-"""Chances that are all taken, to begin with."""
+PERIOD = 256
+"""Steps in which each way is tried at least once, whatever was measured: texts change."""
+NUM_PROBES = 8
+"""Of them, the first ones, that guess where they can; the last one does not."""
 
 
 class PromptLookup:
@@ -47,25 +47,28 @@ class Speculation:
     def __init__(self) -> None:
         self._lookup: tuple[Sequence, PromptLookup] | None = None
         self._plain, self._guessed = _Rate(), _Rate()
-        self._num_chances = 0
+        self._num_steps = 0
 
     def guess(self, sequence: Sequence) -> None:
         """Give `sequence` a draft, if that promises to be faster."""
+        self._num_steps += 1
+        if not self._is_worth_a_look():
+            return
         if self._lookup is None or self._lookup[0] is not sequence:
             self._lookup = sequence, PromptLookup()
         room = sequence.request.params.max_tokens - sequence.num_generated - 1
         draft = self._lookup[1].guess(sequence.token_ids, min(MAX_DRAFT, room))
-        if len(draft) == MAX_DRAFT and self._is_faster():
+        if len(draft) == MAX_DRAFT:
             sequence.draft = draft
 
     def measure(self, guessed: bool, num_tokens: int, seconds: float) -> None:
         """Take note of what one step of a sequence that is alone brought, with a draft or without."""
         (self._guessed if guessed else self._plain).add(num_tokens, seconds)
 
-    def _is_faster(self) -> bool:
-        self._num_chances += 1
-        if self._num_chances % PROBE_EVERY < 2 or self._num_chances <= NUM_FIRST:
-            return self._num_chances % PROBE_EVERY > 0
+    def _is_worth_a_look(self) -> bool:
+        phase = self._num_steps % PERIOD
+        if phase <= NUM_PROBES:
+            return phase > 0
         return self._guessed.tokens_per_s > MARGIN * self._plain.tokens_per_s > 0
 
 

@@ -12,7 +12,7 @@ from service.engine.engine import Engine, StepOutput
 from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
 from service.engine.sequence import Sequence
-from service.engine.speculation import MATCH, PROBE_EVERY, PromptLookup, Speculation
+from service.engine.speculation import MATCH, PERIOD, PromptLookup, Speculation
 from service.protocol import Claim, Grammar
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
@@ -80,11 +80,11 @@ def test_guesses_are_made_only_where_they_measure_faster(
 ) -> None:
     speculation, guessed = Speculation(), 0
     sequence = Sequence(make_claim("a", [1, 2, 3] * 9, max_tokens=5000), tokenizer, 0.0)
-    for _ in range(10 * PROBE_EVERY):
+    for _ in range(10 * PERIOD):
         speculation.guess(sequence)
         guessed += bool(sequence.draft)
         # A step with a draft takes twice as long.
         num_tokens = tokens_of_a_guess if sequence.draft else 1
         speculation.measure(bool(sequence.draft), num_tokens, 2.0 if sequence.draft else 1.0)
         sequence.draft = []
-    assert (guessed / (10 * PROBE_EVERY) > share) == (tokens_of_a_guess > 2)
+    assert (guessed / (10 * PERIOD) > share) == (tokens_of_a_guess > 2)
