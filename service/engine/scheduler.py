@@ -14,8 +14,8 @@ FIXED_COST = 4
 POSITIONS = 384
 """A token with so many before it costs 1 more, for it attends to them."""
 PREFILL_SHARE = 2
-"""Prefill may cost twice what the rest of a step does, for each that waits: one long prompt makes no token come later
-than 3 times the usual, and a crowd is not kept waiting for the sake of a few."""
+"""Prefill may cost twice what the rest of a step does, for each that waits: with one long prompt a token should come no
+later than 3 times the usual, and a crowd is not kept waiting for the sake of a few."""
 
 
 class Work(NamedTuple):
@@ -93,7 +93,8 @@ class Scheduler:
 
     def _decode(self, sequence: Sequence) -> Work:
         num_tokens = 1 + len(sequence.draft)
-        if num_tokens > 1 and self._pool.grow(sequence, sequence.num_computed_tokens + num_tokens):
+        is_draft = 1 < num_tokens <= self._max_step_tokens
+        if is_draft and self._pool.grow(sequence, sequence.num_computed_tokens + num_tokens):
             return Work(sequence, num_tokens)  # its pages are for others only once the guesses have proven right
         sequence.draft.clear()
         return self._plan(sequence, 1)

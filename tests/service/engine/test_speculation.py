@@ -63,6 +63,21 @@ def test_the_same_answers_in_fewer_steps(
     assert sum(map(len, answers[True])) < sum(map(len, answers[False]))
 
 
+@pytest.mark.skipif(best_level() is None, reason="no native kernels: installed without a C++ compiler")
+@pytest.mark.parametrize("max_step_tokens", [1, 3, 4])
+def test_a_draft_keeps_to_the_budget_of_a_step(
+    make_gpt: Callable[..., GPT], tokenizer: CharTokenizer, make_claim: MakeClaim, max_step_tokens: int
+) -> None:
+    small = EngineSettings(max_num_seqs=1, max_step_tokens=max_step_tokens, kv_cache_mb=8)
+    engine = make_engine(make_gpt(), tokenizer, small, clock=itertools.count().__next__)
+    engine.add(make_claim("a", [1, 2, 3, 4] * 4, max_tokens=40, logit_bias={5: 100.0}))
+    sizes = set()
+    while engine.has_work:
+        engine.step()
+        sizes.add(engine.last_step.num_tokens)
+    assert max(sizes) == max_step_tokens  # what a runner has room for
+
+
 @given(text=st.lists(st.integers(0, 2), min_size=1, max_size=60), count=st.integers(1, 5), start=st.integers(1, 60))
 @settings(deadline=None)
 def test_a_guess_is_what_followed_the_last_time(text: list[int], count: int, start: int) -> None:
