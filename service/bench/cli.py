@@ -69,6 +69,7 @@ def engine(
     json_file: JsonOption = None,
 ) -> None:
     """Measure the engine alone, beside other engines on the same weights, and beside the machine's limits."""
+    os.environ.setdefault(*SPIN_COUNT)  # as a server's workers have it
     bind(cpus, threads)
     machine, batches = read_machine(), read_counts("--batch", batch)
     settings = engine_settings(max(batches), device=device, dtype=dtype, kv_cache_mb=kv_cache_mb)
@@ -107,11 +108,11 @@ def http(
     json_file: JsonOption = None,
 ) -> None:
     """Measure a server as its clients see it, beside other servers, and its engine alone."""
+    os.environ.setdefault(*SPIN_COUNT)  # as a server's workers have it
     bind(cpus, threads)
     machine, counts = read_machine(), read_counts("--streams", streams)
     settings = engine_settings(max(counts), device=device, dtype=dtype)
     servers = read_servers(against)
-    os.environ.setdefault(*SPIN_COUNT)  # as the server's workers have it
     from service.bench.http import Server, http_table, measure_http
     from service.bench.offline import OfflineEngine
     from service.bench.server import start_server

@@ -45,17 +45,8 @@ class Generate:
 
     def encode(self, request: Request) -> bytes:
         """Return the body; the end-of-text token is biased away."""
-        params = request.params
-        return msgspec.json.encode(
-            {
-                "token_ids": request.token_ids,
-                "max_tokens": params.max_tokens,
-                "temperature": params.temperature,
-                "seed": params.seed,
-                "logit_bias": params.logit_bias,
-                "stream": True,
-            }
-        )
+        own = {"token_ids": request.token_ids, "logit_bias": request.params.logit_bias}
+        return msgspec.json.encode(_common_fields(request) | own)
 
     def decode(self, data: bytes) -> Arrival:
         """Read a frame."""
@@ -77,19 +68,13 @@ class Completions:
 
     def encode(self, request: Request) -> bytes:
         """Return the body; `ignore_eos` lets no answer end early."""
-        params = request.params
-        return msgspec.json.encode(
-            {
-                "model": self._model,
-                "prompt": request.token_ids,
-                "max_tokens": params.max_tokens,
-                "temperature": params.temperature,
-                "seed": params.seed,
-                "ignore_eos": True,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-        )
+        own = {
+            "model": self._model,
+            "prompt": request.token_ids,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True},
+        }
+        return msgspec.json.encode(_common_fields(request) | own)
 
     def decode(self, data: bytes) -> Arrival:
         """Read a chunk: one with text counts as a token until the usage says how many there were."""
@@ -99,6 +84,11 @@ class Completions:
             total=chunk.usage.completion_tokens if chunk.usage else None,
             error=chunk.error.message if chunk.error else "",
         )
+
+
+def _common_fields(request: Request) -> dict[str, object]:
+    params = request.params
+    return {"max_tokens": params.max_tokens, "temperature": params.temperature, "seed": params.seed, "stream": True}
 
 
 class _Failure(msgspec.Struct):

@@ -117,8 +117,7 @@ class Engine:
         self._scheduler = Scheduler(pool, max_num_seqs, max_step_tokens)
         self._tokenizer = tokenizer
         self._grammars = Grammars(tokenizer)
-        self._speculates = speculates
-        self._speculation = Speculation()
+        self._speculation = Speculation() if speculates else None
         self.max_context = max_context
         """Positions of prompt and answer together."""
         self._max_num_seqs = max_num_seqs
@@ -154,14 +153,13 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Compute one step; return the sequences with news."""
-        is_alone = self._guess()
+        speculation = self._guess()
         began = self._clock()
         works = self._scheduler.schedule()
-        outputs, self._news = self._news, []
-        if works:
-            outputs += self._compute(works)
-        if is_alone and works:
-            self._speculation.measure(works[0].num_tokens > 1, len(outputs), self._clock() - began)
+        made = self._compute(works) if works else []
+        if speculation is not None and works:
+            speculation.measure(works[0].num_tokens > 1, len(made), self._clock() - began)
+        outputs, self._news = self._news + made, []
         self.last_step = StepStats(
             batch_size=len(works),
             num_tokens=sum(work.num_tokens for work in works),
@@ -193,14 +191,15 @@ class Engine:
             sequence.matcher.take(sequence.generated)
         return None
 
-    def _guess(self) -> bool:
-        """Let a sequence that decodes alone have its next tokens guessed; return whether there is one."""
-        if not self._speculates or len(self._sequences) > 1:
-            return False
+    def _guess(self) -> Speculation | None:
+        """Let a sequence that decodes alone have its next tokens guessed; return who is to know how that went."""
+        if self._speculation is None or len(self._sequences) > 1:
+            return None
         alone = next((s for s in self._sequences.values() if s.num_to_compute == 1), None)
-        if alone is not None:
-            self._speculation.guess(alone)
-        return alone is not None
+        if alone is None:
+            return None
+        self._speculation.guess(alone)
+        return self._speculation
 
     def _compute(self, works: list[Work]) -> list[StepOutput]:
         logits = self._runner.run(works)

@@ -59,8 +59,7 @@ class NativeRunner:
     def __init__(
         self, model: GPT, num_pages: int, max_step_tokens: int, arithmetic: Arithmetic, level: str | None = None
     ) -> None:
-        self.level = level or best_level() or ""
-        kernels = load_kernels(self.level)
+        kernels = load_kernels(level or best_level() or "")
         if kernels is None:
             raise RuntimeError("no kernels: ask why_not_native first")
         config = model.config

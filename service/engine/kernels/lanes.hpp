@@ -32,7 +32,6 @@ INLINE void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
 INLINE Vec splat(float x) { return x - Vec{}; }
 INLINE LaneVec splat(Lane x) { return x - LaneVec{}; }
 INLINE Vec as_floats(LaneVec x) { return reinterpret_cast<Vec&>(x); }
-INLINE LaneVec as_lanes(Vec x) { return reinterpret_cast<LaneVec&>(x); }
 
 INLINE float sum(Vec x) {
     float total = 0;
@@ -143,7 +142,8 @@ struct Int8 {
     }
 };
 
-// Lays n values out as lanes; `value(i)` gives those from i on, a vector of them. Returns what the lanes are to be multiplied with.
+// Lays n values out as lanes; `value(i)` gives those from i on, a vector of them. Returns what the lanes are to be
+// multiplied with.
 template <class E, class Value>
 INLINE float pack_row(int64_t n, Lane* to, Value value) {
     float scale = 1;

@@ -58,9 +58,9 @@ void adjust(float* logits, const Draw& draw, std::vector<int32_t>& counts) {
 
 // The weight under which top-k, then top-p, then min-p leave a token out; ties at a border stay in.
 // Source: top-p, Holtzman et al. 2020 (arXiv 1904.09751); min-p, Nguyen et al. 2024 (arXiv 2407.01082).
-float border(const std::vector<float>& weights, const Draw& draw, float most) {
+float border(const std::vector<float>& weights, const Draw& draw) {
     std::vector<float> kept(weights);
-    float lowest = static_cast<float>(most * draw.min_p);
+    float lowest = static_cast<float>(draw.min_p);  // of the greatest weight, which is 1
     const auto num_kept = draw.top_k == 0 ? kept.size() : std::min<size_t>(draw.top_k, kept.size());
     if (num_kept < kept.size()) {
         std::nth_element(kept.begin(), kept.begin() + num_kept - 1, kept.end(), std::greater<>());
@@ -94,7 +94,7 @@ int64_t draw_token(const float* logits, int64_t V, const Draw& draw) {
         store(&weights[i], x < -87.0f ? Vec{} : exponential(x));
     }
     if (draw.top_k > 0 || draw.top_p < 1 || draw.min_p > 0) {
-        const float lowest = border(weights, draw, 1);
+        const float lowest = border(weights, draw);
         for (float& w : weights) w = w < lowest ? 0 : w;
     }
     double total = 0;

@@ -1,5 +1,6 @@
 """Bit for bit: a token's logits depend on nothing but its own past. And as near to the plain module's as can be."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,8 @@ SHAPES = [
 ]
 ERRORS = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.2}
 """Of a logit, as a share of the greatest."""
-NATS = {"fp32": 1e-5, "bf16": 0.001, "int8": 0.01}
+NATS = {"fp32": 1e-5, "bf16": 0.001, "int8": 0.001}
+"""What may be the default costs less than 0.001; of int8 the issue asks 0.01 only."""
 
 needs_kernels = pytest.mark.skipif(best_level() is None, reason="no native kernels: installed without a C++ compiler")
 every_arithmetic = pytest.mark.parametrize("arithmetic", ERRORS)
@@ -174,6 +176,7 @@ def test_loss_over_the_whole_validation_split(tinyshakespeare: Path, make_claim:
             logits = runner.run([Everything(sequence, len(targets))])
             losses[arithmetic] += F.cross_entropy(logits, torch.tensor(targets), reduction="none").tolist()
     means = {arithmetic: np.mean(each) for arithmetic, each in losses.items()}
+    logging.getLogger(__name__).info("nats a token: %s", means)
     assert len(losses["fp32"]) > 111_000
     assert means["fp32"] == pytest.approx(1.4505, abs=0.001)
     for arithmetic, nats in NATS.items():
