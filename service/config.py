@@ -47,6 +47,10 @@ class QueueSettings(Settings, frozen=True, kw_only=True):
     """Requests that may wait."""
     max_queue_tokens: int = 1_000_000
     """Sum of `cost` over the waiting requests."""
+    max_tenant_depth: int = 1024
+    """Requests of one tenant that may wait."""
+    max_age_s: float = 3600.0
+    """Seconds after which a request without a deadline of its own is given up."""
     lease_s: float = 5.0
     """Seconds without a word after which a worker's requests go to another."""
     max_attempts: int = 3
@@ -55,9 +59,9 @@ class QueueSettings(Settings, frozen=True, kw_only=True):
     """Seconds that an ended request can still be read and submitted again without effect."""
 
     def __post_init__(self) -> None:
-        for field in ("max_queue_depth", "max_queue_tokens", "max_attempts"):
+        for field in ("max_queue_depth", "max_queue_tokens", "max_tenant_depth", "max_attempts"):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
-        for field in ("lease_s", "keep_ended_s"):
+        for field in ("max_age_s", "lease_s", "keep_ended_s"):
             require(getattr(self, field) > 0, field, getattr(self, field), "greater than 0")
 
 

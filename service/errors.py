@@ -2,15 +2,20 @@
 
 ServiceError              status  code
 ├── BadRequest            400     invalid_request
+├── Unauthorized          401     invalid_api_key
 ├── NotFound              404     not_found
 ├── MethodNotAllowed      405     method_not_allowed
 ├── BodyTooLarge          413     body_too_large
 ├── DoesNotFit            422     context_length_exceeded
 ├── QueueFull             429     queue_full             (Retry-After)
+├── RateLimited           429     rate_limited           (Retry-After)
 ├── EngineFailure         500     engine_failure         (x-should-retry: false)
+├── Quarantined           500     quarantined            (x-should-retry: false)
+├── Diverged              500     stream_diverged        (x-should-retry: false)
 ├── Unavailable           503     unavailable            (Retry-After)
 └── DeadlinePassed        504     deadline_passed        (x-should-retry: false)
 
+LeaseLost                 none: a worker's; what it claimed is another's
 SettingError              none: refused at start, exit 2
 """
 
@@ -21,6 +26,10 @@ from training.errors import MinigptError
 
 class SettingError(MinigptError):
     """A setting of the service is refused at start."""
+
+
+class LeaseLost(MinigptError):
+    """A worker could not renew its lease: what it claimed must be taken for another worker's."""
 
 
 class ServiceError(MinigptError):
@@ -52,8 +61,16 @@ class BadRequest(ServiceError):
     code = "invalid_request"
 
 
+class Unauthorized(ServiceError):
+    """No API key, or none that this server knows."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
 class NotFound(ServiceError):
-    """No such model or route."""
+    """No such model, route or stream."""
 
     status = 404
     type = "invalid_request_error"
@@ -92,11 +109,35 @@ class QueueFull(ServiceError):
     code = "queue_full"
 
 
+class RateLimited(ServiceError):
+    """The key has used up its rate."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limited"
+
+
 class EngineFailure(ServiceError):
-    """The engine failed with this request, or its workers died too often."""
+    """The engine failed with this request."""
 
     status = 500
     code = "engine_failure"
+    should_retry = False
+
+
+class Quarantined(ServiceError):
+    """Too many workers died with this request."""
+
+    status = 500
+    code = "quarantined"
+    should_retry = False
+
+
+class Diverged(ServiceError):
+    """The queue lost tokens that were delivered, and others came in their place."""
+
+    status = 500
+    code = "stream_diverged"
     should_retry = False
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Priority = Literal["high", "normal", "bulk"]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,15 +56,28 @@ class Request(Wire, frozen=True, kw_only=True):
     """Hash of the weights that must answer: a stream never changes its model half-way."""
     token_ids: tuple[int, ...]
     params: SamplingParams
-    deadline: float | None = None
-    """Seconds of the queue's clock (Unix time) after which nobody waits for the answer."""
+    deadline_s: float | None = None
+    """Seconds from its submission after which nobody waits for the answer."""
     tenant: str = ""
     """Whose it is; nothing cached for one tenant is ever used for another."""
+    priority: Priority = "normal"
+    num_choices: int = 1
+    """Requests that its answer is made of: theirs are the ids `<id of the answer>-<k>`, k from 0."""
+    echo: bool = False
+    """Whether the text of the answer begins with the prompt."""
 
     @property
     def cost(self) -> int:
         """Tokens that this request may occupy."""
         return len(self.token_ids) + self.params.max_tokens
+
+
+class Idempotency(Wire, frozen=True, kw_only=True):
+    """What makes a second submission of the same thing join the first; a tenant has its own keys."""
+
+    key: str
+    digest: str
+    """Of everything that was asked for: the same key with another digest is a mistake of the client's."""
 
 
 class End(Wire, frozen=True, kw_only=True):
@@ -75,6 +89,8 @@ class End(Wire, frozen=True, kw_only=True):
     error: str | None = None
     """One line for the client; with `finish_reason` "error"."""
     deadline_passed: bool = False
+    quarantined: bool = False
+    """Given up because too many workers died with it; with `finish_reason` "error"."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
     cached_tokens: int = 0
@@ -157,3 +173,15 @@ class QueueStats(Wire, frozen=True, kw_only=True):
     """Emissions refused, so far, because the request was another worker's or had ended."""
     quarantined: int = 0
     """Requests ended, so far, because too many workers died with them."""
+
+
+class DeadRequest(Wire, frozen=True, kw_only=True):
+    """What is kept of a quarantined request, for whoever looks into it: never its prompt."""
+
+    id: str
+    tenant: str
+    model: str
+    revision: str
+    attempts: int
+    ended: float
+    """Unix time, in seconds."""

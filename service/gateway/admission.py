@@ -98,9 +98,13 @@ class Admission:
         if params.grammar is not None:
             await self._require_possible(params.grammar, model)
         await self._require_loaded(model)
-        deadline = None if body.deadline_s is None else self._clock() + body.deadline_s
         template = Request(
-            id=request_id, model=model.name, revision=model.revision, token_ids=(), params=params, deadline=deadline
+            id=request_id,
+            model=model.name,
+            revision=model.revision,
+            token_ids=(),
+            params=params,
+            deadline_s=body.deadline_s,
         )
         choices = list(_make_choices(template, prompts, body, model.tokenizer))
         await self._queue.submit([choice.request for choice in choices])

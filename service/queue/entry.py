@@ -37,7 +37,7 @@ class Entry:
         """Return the end that awaits it when nobody wants it any more."""
         if self.cancelled:
             return End(finish_reason="abort")
-        if self.request.deadline is not None and now >= self.request.deadline:
+        if self.request.deadline_s is not None and now >= self.submitted + self.request.deadline_s:
             return End(finish_reason="abort", deadline_passed=True)
         return None
 
