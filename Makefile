@@ -3,6 +3,7 @@
 #   make test                 every test; make check: format, lint, types, import rules
 #   make check-native         the kernels' tests under AddressSanitizer
 #   make check-gpu            the engine's invariants and figures on a CUDA GPU; skipped where none is
+#   make check-deploy         docker compose up, a worker killed in mid-stream; what k8s/ renders; skipped where no engine is
 #   make bench DATA=FILE      the figures; DATA: a copy of Tiny-Shakespeare where there is no network; CPUS=0: on one core
 #   make install INDEX=cpu    choose torch's build: cpu, cu130, ... or the address of a package index
 
@@ -17,7 +18,7 @@ SANITIZE := -fsanitize=address -fno-omit-frame-pointer -g
 INDEX_URL := $(if $(findstring ://,$(INDEX)),$(INDEX),https://download.pytorch.org/whl/$(INDEX))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(if $(INDEX),--extra-index-url $(INDEX_URL))
 
-.PHONY: install serve test check check-native check-gpu fmt bench clean
+.PHONY: install serve test check check-native check-gpu check-deploy fmt bench clean
 
 install: .venv/.installed
 serve: install
@@ -41,6 +42,8 @@ check-gpu: .venv/.installed-dev
 	$(BIN)/pytest -n 0 -rs tests/gpu
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(BIN)/minigpt bench engine --device cuda; else echo 'bench engine --device cuda: skipped, no CUDA GPU here'; fi
+check-deploy: .venv/.installed-dev
+	$(BIN)/pytest -n 0 -rs -m 'deploy or not deploy' tests/deploy
 fmt: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -28,6 +28,8 @@ class GatewaySettings(Settings, frozen=True, kw_only=True):
     """Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
     max_connections: int = 2048
     """Connections open at once."""
+    wait_for_workers: bool = False
+    """Whether requests are taken also before a worker was ever seen, where workers start when something waits."""
     drain_s: float = 30.0
     """Seconds that running requests may still take after SIGTERM."""
 

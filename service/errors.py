@@ -147,6 +147,9 @@ class Unavailable(ServiceError):
     status = 503
     code = "unavailable"
 
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = 1.0) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+
 
 class DeadlinePassed(ServiceError):
     """The request's own deadline passed."""

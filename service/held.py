@@ -1,33 +1,12 @@
 """A request in an engine's hands: what the engine has made of it and the queue does not know yet."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from service.protocol import Emission, End, TokenLogprobs
+from service.step_engine import StepOutput
 
-
-class StepOutput(Protocol):
-    """What a step made of one sequence."""
-
-    @property
-    def id(self) -> str:
-        """Of the request."""
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """New tokens."""
-
-    @property
-    def end(self) -> End | None:
-        """Set when the sequence ended with these tokens."""
-
-    @property
-    def logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Of each of `token_ids`, where the request wants them."""
-
-    @property
-    def prompt_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Of the prompt's tokens, once, where the request wants them."""
+MAX_UNSENT = 256
+"""Tokens of one request that may wait for the queue before nothing more is computed."""
 
 
 @dataclass(slots=True)
@@ -54,6 +33,11 @@ class Held:
     def is_urgent(self) -> bool:
         """Whether a client waits for its first token or its end."""
         return self.end is not None or (self.is_new and bool(self.unsent))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more tokens should be made before the queue has taken these."""
+        return len(self.unsent) >= MAX_UNSENT
 
     def emit(self, request_id: str) -> Emission:
         """Return what is new, which counts as sent from here on."""

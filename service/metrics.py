@@ -43,6 +43,7 @@ class GatewayMetrics:
         self._running = gauge("requests_running", "Sequences in the hands of workers")
         self._queue_tokens = gauge("queue_tokens", "Prompt tokens and max_tokens of what waits")
         self._workers = gauge("workers", "Workers whose lease holds")
+        self._queue_up = gauge("queue_up", "Whether the queue could be reached at this scrape: 1 or 0")
         self._totals = {
             "resumed": counter("requests_resumed", "Sequences that went on with another worker"),
             "fenced": counter("fenced_emits", "Emissions refused because the sequence was another worker's"),
@@ -65,15 +66,23 @@ class GatewayMetrics:
         """Count a request that ended in `error`, before or after it was accepted."""
         self._failures.labels(error.code).inc()
 
-    def observe_queue(self, stats: QueueStats) -> None:
-        """Set what waits and runs, and add to what the queue counts what it has counted since the last time."""
+    def observe_queue(self, stats: QueueStats | None) -> None:
+        """Set what waits and runs, and add to what the queue counts what it has counted since the last time.
+
+        Each gateway shows the whole fleet's totals, also of the time before its own start. A queue that lost its
+        memory counts from 0 again; the totals shown go on. `None`: it cannot be reached; what was seen last stays.
+        """
+        self._queue_up.set(stats is not None)
+        if stats is None:
+            return
         self._waiting.set(stats.waiting)
         self._running.set(stats.running)
         self._queue_tokens.set(stats.waiting_tokens)
         self._workers.set(stats.workers)
         for name, total in self._totals.items():
             so_far = getattr(stats, name)
-            total.inc(so_far - self._counted[name])
+            before = self._counted[name]
+            total.inc(so_far - before if so_far >= before else so_far)
             self._counted[name] = so_far
 
     def render(self) -> bytes:

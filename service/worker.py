@@ -3,31 +3,35 @@
 1. The main thread steps the engine. What other threads have for it (claims, answers of the queue) waits in its inbox
    and is obeyed between two steps: a request joins the engine there, and one that is cancelled leaves it there.
 2. News travels on the thread `link`, one emission at a time. First tokens and ends leave after the step that made them;
-   later tokens gather for `GATHER_S`, or while an emission travels: a slow gateway stalls no engine.
+   later tokens gather for `GATHER_S`, or while an emission travels: a slow gateway stalls no engine, until the tokens
+   of one request fill what may gather.
 3. On the thread `claims` a claim waits in the queue whenever the engine has room.
 4. A heartbeat renews the lease when emissions are rare, but never for a step that hangs: it ends the process instead.
-5. `stop` ends the claiming; what does not finish in `drain_s` is handed back with its tokens.
+5. When the lease was lost everything held is dropped, and the worker registers anew, with the model still in memory.
+6. `stop` ends the claiming; what does not finish in `drain_s` is handed back with its tokens.
 """
 
+import contextlib
 import logging
 import os
 import signal
-import threading
 import time
 import traceback
 import types
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from service.config import WorkerSettings
-from service.errors import Unavailable
-from service.held import Held, StepOutput
+from service.errands import Errands, Heartbeat
+from service.errors import LeaseLost, Unavailable
+from service.held import Held
 from service.protocol import Claim, Emission, EmitStatus
 from service.queue.base import WorkerQueue
 from service.room import Room
+from service.step_engine import StepEngine
 
 EXIT_FAILED = 1
 """Died at work: another start may do."""
@@ -45,29 +49,7 @@ whoever shares the cores; with none at all a step on two cores took ten times as
 
 logger = logging.getLogger(__name__)
 
-
 T = TypeVar("T")
-
-
-class StepEngine(Protocol):
-    """An engine as the worker needs it: synchronous, no I/O."""
-
-    def add(self, claim: Claim) -> None:
-        """Take a request; a bad one ends with an error at the next step."""
-
-    def abort(self, request_id: str) -> None:
-        """Forget a request; unknown: no error."""
-
-    def step(self) -> Sequence[StepOutput]:
-        """Compute once for all; return the sequences with news."""
-
-    @property
-    def room(self) -> int:
-        """How many more requests it wants now."""
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a step would compute anything."""
 
 
 class Worker:
@@ -101,9 +83,12 @@ class Worker:
         self._held: dict[str, Held] = {}
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._room = Room()
-        self._link = ThreadPoolExecutor(1, "link")
-        self._claims = ThreadPoolExecutor(1, "claims")
-        self._is_sending = False
+        self._link = Errands("link")
+        self._claims = Errands("claims")
+        self._registration = 0
+        """Counts them: what went wrong in one is no matter of the next."""
+        self._is_registered = False
+        self._sending: Future[Sequence[tuple[Emission, EmitStatus]]] | None = None
         self._gathering_since = clock()
         self._drain_end: float | None = None
         self._step_began: float | None = None
@@ -112,15 +97,14 @@ class Worker:
         """Work until stopped.
 
         Raises:
-            Unavailable: the queue is gone, or gave this worker up.
+            Unavailable: the queue is gone for good.
         """
-        self._queue.register(self._models)
-        with self._link, self._claims, self._room, self._heartbeat():
-            self._submit(self._claims, self._keep_claiming, lambda _: None)
-            self._room.set(self._engine.room)
+        with self._link, self._claims, self._room, Heartbeat(self._settings.lease_s * RENEW_AT, self._beat):
+            self._register()
+            self._ask(self._claims, self._keep_claiming, lambda _: None)
             while not self._is_done():
                 self._work()
-            self._link.submit(self._hand_back).result()
+            self._leave()
 
     def stop(self) -> None:
         """Claim no more; finish what runs, up to `drain_s`."""
@@ -133,18 +117,33 @@ class Worker:
         return self._drain_end is not None
 
     def _is_done(self) -> bool:
-        return self._drain_end is not None and (not self._held or self._clock() >= self._drain_end)
+        if self._drain_end is None:
+            return False
+        # Not registered, it has nothing to finish, and may wait for a queue that does not come back.
+        return not (self._held and self._is_registered) or self._clock() >= self._drain_end
 
     def _work(self) -> None:
-        if self._engine.has_work:
+        if self._engine.has_work and not self._is_behind:
             self._step()
         else:
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
-        self._room.set(self._engine.room)
+        self._room.set(self._wanted)
         if not self._is_sending:
             self._send_news()
+
+    @property
+    def _wanted(self) -> int:
+        return self._engine.room if self._is_registered else 0
+
+    @property
+    def _is_sending(self) -> bool:
+        return self._sending is not None and not self._sending.done()
+
+    @property
+    def _is_behind(self) -> bool:
+        return self._is_sending and any(held.is_full for held in self._held.values())
 
     def _step(self) -> None:
         self._step_began = began = self._clock()
@@ -162,8 +161,7 @@ class Worker:
         else:
             news = self._take_news([id_ for id_, held in self._held.items() if held.is_urgent])
         if news:
-            self._is_sending = True
-            self._submit(self._link, partial(self._emit, news), self._obey)
+            self._sending = self._ask(self._link, partial(self._emit, news), self._obey)
 
     def _take_news(self, ids: Iterable[str]) -> list[Emission]:
         """Return an emission for each of `ids`, without tokens too: that is how a cancel is noticed."""
@@ -174,7 +172,6 @@ class Worker:
         return emissions
 
     def _obey(self, answers: Sequence[tuple[Emission, EmitStatus]]) -> None:
-        self._is_sending = False
         for emission, status in answers:
             held = self._held.get(emission.id)
             if status is not EmitStatus.OK and held is not None and held.epoch == emission.epoch:
@@ -182,28 +179,62 @@ class Worker:
                 logger.debug("dropped: %s", status.value, extra={"request_id": emission.id})
 
     def _take(self, claims: Sequence[Claim]) -> None:
+        # One that was asked for under a lease since lost may be ours or another's: only the queue knows which it saw
+        # first, the claim or the new registration. To drop ours would leave it with nobody for as long as we renew;
+        # to take another's costs little, for the first emission of its old epoch is answered FENCED.
         for claim in claims:
             if claim.request.id in self._held:  # it was taken from us, and has come back before we were told
                 self._drop(claim.request.id)
             self._held[claim.request.id] = Held(claim.epoch, len(claim.token_ids))
             self._engine.add(claim)
-        self._room.set(self._engine.room, num_arrived=len(claims))
+        self._room.set(self._wanted, num_arrived=len(claims))
 
     def _drop(self, request_id: str) -> None:
         del self._held[request_id]
         self._engine.abort(request_id)
 
+    # The lease: got, lost, given back
+
+    def _register(self) -> None:
+        self._registration += 1
+        self._ask(self._link, partial(self._queue.register, self._models), self._begin)
+
+    def _begin(self, _: None) -> None:
+        self._is_registered = True
+
+    def _lose(self, registration: int, why: LeaseLost) -> None:
+        if registration != self._registration or not self._is_registered:
+            return  # told before
+        logger.warning("%s: registering anew, without the %d requests held", why, len(self._held))
+        self._is_registered = False
+        for request_id in list(self._held):
+            self._drop(request_id)
+        if not self.is_stopping:
+            self._register()
+
     def _retire(self) -> None:
         self._room.close()
-        self._submit(self._link, self._queue.retire, lambda _: None)
+        self._ask(self._link, self._queue.retire, lambda _: None)
 
-    def _submit(self, thread: ThreadPoolExecutor, call: Callable[[], T], then: Callable[[T], None]) -> None:
+    def _leave(self) -> None:
+        if self._is_registered:
+            with contextlib.suppress(LeaseLost):  # what was to be handed back is others' already
+                self._link.send(self._hand_back).result()
+
+    def _ask(self, thread: Errands, call: Callable[[], T], then: Callable[[T], None]) -> Future[T]:
         """Call on `thread`; let the main thread do `then` with what came of it, or raise what it raised."""
+        settle = partial(self._settle, then, self._registration)
+        future = thread.send(call)
+        future.add_done_callback(lambda done: self._inbox.put(partial(settle, done)))
+        return future
 
-        def finish(future: Future[T]) -> None:
-            self._inbox.put(lambda: then(future.result()))
-
-        thread.submit(call).add_done_callback(finish)
+    def _settle(self, then: Callable[[T], None], registration: int, future: Future[T]) -> None:
+        try:
+            result = future.result()
+        except LeaseLost as error:
+            self._lose(registration, error)
+        else:
+            then(result)
 
     # On the thread `link`
 
@@ -211,8 +242,13 @@ class Worker:
         return list(zip(emissions, self._queue.emit(emissions), strict=True))
 
     def _hand_back(self) -> None:
-        self._queue.emit(self._take_news(list(self._held)))
+        if self._held:
+            self._queue.emit(self._take_news(list(self._held)))
         self._queue.release()
+
+    def _renew(self) -> None:
+        if not self._queue.renew():
+            raise LeaseLost("the lease was lost")
 
     # On the thread `claims`
 
@@ -225,41 +261,15 @@ class Worker:
 
     # On the heartbeat's thread
 
-    def _heartbeat(self) -> "_Heartbeat":
-        return _Heartbeat(self._settings.lease_s * RENEW_AT, self._beat)
-
     def _beat(self) -> None:
         began = self._step_began
         if began is not None and self._clock() - began > self._settings.max_step_s:
             logger.critical("a step hangs since %.0f s: the worker ends", self._clock() - began)
             os._exit(EXIT_FAILED)  # nothing softer stops a native call
-        self._submit(self._link, self._queue.renew, _require_lease)
-
-
-def _require_lease(renewed: bool) -> None:
-    if not renewed:
-        raise Unavailable("the lease was lost: what was claimed is another worker's now")
-
-
-class _Heartbeat:
-    """While entered, calls `beat` on a thread of its own, every `period_s`."""
-
-    def __init__(self, period_s: float, beat: Callable[[], None]) -> None:
-        self._period_s = period_s
-        self._beat = beat
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(self._period_s):
-            self._beat()
+        if self._is_registered:
+            self._ask(self._link, self._renew, lambda _: None)
+        # A signal that comes in the moment in which the main thread goes to sleep does not wake it.
+        self._inbox.put(lambda: None)
 
 
 def run_until_stopped(worker: Worker) -> int:

@@ -41,8 +41,8 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
 
     Raises:
         CheckpointError: the folder is refused.
-        SettingError: the memory for keys and values does not hold one full context, or what is demanded (device,
-            dtype, native kernels) is not to be had here.
+        SettingError: the memory for keys and values does not hold one full context, or what is demanded (memory,
+            device, dtype, native kernels) is not to be had here.
     """
     loaded = load_model(checkpoint, settings)
     engine = make_engine(loaded.model, loaded.tokenizer, settings)
@@ -150,7 +150,7 @@ def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, devi
     """Return how many pages of keys and values `settings` come to on this machine.
 
     Raises:
-        SettingError: they do not hold one full context.
+        SettingError: they do not hold one full context, or are more than there is.
     """
     page_size = choose_page_size(settings, device)
     page_bytes = PagedKV.page_bytes(spec, page_size, dtype)
@@ -165,6 +165,9 @@ def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, devi
             f"kv_cache_mb = {settings.kv_cache_mb}: one context of {spec.max_context} tokens takes {need_mb} MiB; "
             f"give at least that"
         )
+    free_mb = _free_memory(device) // 2**20
+    if settings.kv_cache_mb > free_mb:  # the system might promise it all the same, and kill whoever takes it
+        raise SettingError(f"kv_cache_mb = {settings.kv_cache_mb}: {free_mb} MiB of memory are free; give less")
     return num_pages
 
 

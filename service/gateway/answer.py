@@ -1,10 +1,11 @@
-"""The answer of `POST /generate` in one piece of JSON."""
+"""An answer in one piece of JSON."""
 
 import msgspec
 from starlette.types import Receive
 
+from service.gateway.choice import Piece
 from service.gateway.connection import run_while_connected
-from service.gateway.generation import Generation, Piece, Timings, Usage
+from service.gateway.generation import Generation, Timings, Usage
 from service.gateway.logprobs import Logprobs
 from service.protocol import FinishReason
 
@@ -36,9 +37,8 @@ async def gather_answer(generation: Generation, receive: Receive) -> Answer:
     """Wait for every choice.
 
     Raises:
-        EngineFailure: a choice failed.
-        DeadlinePassed: the request's own deadline passed.
-        ClientDisconnect: the client went away; nothing is computed any more.
+        ServiceError: what `Generation.run` raises.
+        ClientDisconnect: the client went away.
     """
     choices = [AnsweredChoice(index) for index in range(len(generation.choices))]
 

@@ -15,10 +15,14 @@ from starlette.routing import Route
 
 from service.config import GatewaySettings
 from service.errors import MethodNotAllowed, NotFound, ServiceError
-from service.gateway.admission import Admission, ServedModel
+from service.gateway.admission import Admission
+from service.gateway.auth import Authentication
+from service.gateway.key_ring import KeyRing
 from service.gateway.middleware import RequestScope
+from service.gateway.models import ServedModel
 from service.gateway.responses import ErrorResponse
-from service.gateway.routes import generate_routes, status_routes
+from service.gateway.routes import generate_routes, status_routes, stream_routes
+from service.gateway.streams import Streams
 from service.metrics import GatewayMetrics
 from service.queue.base import GatewayQueue
 
@@ -30,6 +34,7 @@ def create_app(
     models: Sequence[ServedModel],
     settings: GatewaySettings,
     *,
+    keys: KeyRing | None = None,
     registry: CollectorRegistry | None = None,
     lifespan: Lifespan | None = None,
     clock: Callable[[], float] = time.time,
@@ -41,19 +46,35 @@ def create_app(
         queue: Where requests go.
         models: What is served, at least one.
         settings: Limits.
+        keys: Who may ask; `None`: anyone.
         registry: Where the metrics are registered; `None`: one of its own.
         lifespan: What runs beside the requests, e.g. the queue's reaper.
-        clock: Seconds, Unix time.
+        clock: Seconds, Unix time: when the models count as made.
         rng: Draws seeds; `None`: the operating system's.
     """
-    metrics = GatewayMetrics(registry or CollectorRegistry(), [model.name for model in models])
-    admission = Admission(queue, models, metrics, clock, rng or random.SystemRandom())
+    served = {model.name: model for model in models}
+    metrics = GatewayMetrics(registry or CollectorRegistry(), served)
+    streams = Streams(queue, served)
+    admission = Admission(
+        queue,
+        served,
+        streams,
+        metrics,
+        rng or random.SystemRandom(),
+        wait_for_workers=settings.wait_for_workers,
+    )
     app = FastAPI(title="minigpt", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     app.state.admission = admission
-    routers = generate_routes(admission, metrics, settings), status_routes(queue, admission, metrics, clock())
+    routers = (
+        generate_routes(admission, metrics, settings),
+        stream_routes(streams, metrics, settings),
+        status_routes(queue, models, admission, metrics, clock()),
+    )
     for router in routers:
         app.include_router(router)
-    app.add_middleware(RequestScope, metrics=metrics, routes=frozenset().union(*map(_paths, routers)))
+    if keys is not None:
+        app.add_middleware(Authentication, keys=keys, metrics=metrics)
+    app.add_middleware(RequestScope, metrics=metrics, routes=[route for router in routers for route in _routes(router)])
 
     @app.exception_handler(ServiceError)
     async def refuse(_: Request, error: ServiceError) -> Response:
@@ -72,5 +93,5 @@ def create_app(
     return app
 
 
-def _paths(router: APIRouter) -> set[str]:
-    return {route.path for route in router.routes if isinstance(route, Route)}
+def _routes(router: APIRouter) -> list[Route]:
+    return [route for route in router.routes if isinstance(route, Route)]

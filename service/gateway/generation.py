@@ -1,27 +1,15 @@
-"""One accepted request: its sequences followed through the queue, their tokens made text, their ends counted."""
+"""One accepted answer: its choices followed through the queue, by the client that asked or by one that reads along."""
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import msgspec
 
-from service.detokenizer import TextStream
-from service.errors import DeadlinePassed, EngineFailure
-from service.gateway.logprobs import Logprobs
-from service.metrics import ModelMetrics
-from service.protocol import End, Request, Update
+from service.errors import DeadlinePassed, EngineFailure, Quarantined, Unavailable
+from service.gateway.choice import Choice, Piece
+from service.gateway.tally import Tally
+from service.protocol import End, Update
 from service.queue.base import GatewayQueue
-from training.tokenizers.base import Tokenizer
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """What came of one choice since its last piece."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    logprobs: Logprobs | None
-    end: End | None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -44,98 +32,55 @@ class Timings(msgspec.Struct, frozen=True):
     """Tokens of all choices over the time of decoding."""
 
 
-class Choice:
-    """One sequence of an answer.
-
-    Args:
-        request: What the queue has of it.
-        index: Its place among the choices of the answer.
-        tokenizer: Makes text of its tokens.
-        prefix: Text in front of its own.
-    """
-
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer, prefix: str) -> None:
-        self.request = request
-        self.num_tokens = 0
-        self.queued_s = 0.0
-        self.last_token = 0.0
-        """When the last tokens came, by `time.perf_counter()`."""
-        self.end: End | None = None
-        self._index = index
-        self._text = TextStream(tokenizer, request.params.stop)
-        self._unsent_text = prefix
-        self._unsent_ids: list[int] = []
-        self._unsent_logprobs = self._first_logprobs()
-
-    def take(self, update: Update) -> Piece | None:
-        """Add `update`; return the piece that can be sent now, `None` while all its text is in doubt."""
-        self.num_tokens += len(update.token_ids)
-        self.queued_s = update.queued_s
-        self.end = update.end
-        self._unsent_ids += update.token_ids
-        if self._unsent_logprobs is not None:
-            self._unsent_logprobs.add(update.prompt_logprobs)
-            self._unsent_logprobs.add(update.logprobs)
-        text = self._text.push(update.token_ids)
-        if update.end is not None:
-            text += self._text.finish()
-        if not text and update.end is None:
-            return None
-        piece = Piece(self._index, self._unsent_text + text, self._unsent_ids, self._unsent_logprobs, update.end)
-        self._unsent_text, self._unsent_ids = "", []
-        self._unsent_logprobs = None if self._unsent_logprobs is None else Logprobs()
-        return piece
-
-    def _first_logprobs(self) -> Logprobs | None:
-        if self.request.params.logprobs is None:
-            return None
-        logprobs = Logprobs()
-        if self.request.params.prompt_logprobs:
-            logprobs.add_first(self.request.token_ids[0])
-        return logprobs
-
-
 class Generation:
     """The choices of one answer, on their way.
 
     Args:
-        request_id: Id of the answer.
+        answer_id: Of the answer.
         choices: Submitted already, at least one, all of one model and seed.
         queue: Where they are.
-        metrics: Of their model.
-        arrived: `time.perf_counter()` when the request came.
+        tally: Counts them; `None`: another does.
+        is_wanted: Tells whether they are wanted by more than this client: then its going away cancels nothing.
     """
 
     def __init__(
-        self, request_id: str, choices: Sequence[Choice], queue: GatewayQueue, metrics: ModelMetrics, arrived: float
+        self,
+        answer_id: str,
+        choices: Sequence[Choice],
+        queue: GatewayQueue,
+        tally: Tally | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         first = choices[0].request
-        self.id = request_id
+        self.id = answer_id
         self.model = first.model
         self.revision = first.revision
         self.seed = first.params.seed
         self.choices = choices
         self._by_id = {choice.request.id: choice for choice in choices}
         self._queue = queue
-        self._metrics = metrics
-        self._arrived = arrived
+        self._tally = tally
+        self._is_wanted = is_wanted
 
     async def run(self, deliver: Callable[[list[Piece]], Awaitable[None]]) -> None:
-        """Hand over what came, as it comes, the pieces of a choice in order; cancel what is left undone.
+        """Hand over what came, as it comes, the pieces of a choice in order; nothing is read while `deliver` waits.
 
         Raises:
             EngineFailure: a choice failed.
+            Quarantined: too many workers died with a choice.
             DeadlinePassed: the request's own deadline passed.
+            Diverged: tokens that were delivered were lost, and came again otherwise.
+            Unavailable: the queue cannot be reached; the answer goes on when it can.
         """
         try:
-            async for updates in self._queue.watch(list(self._by_id)):
-                pieces = [piece for update in updates if (piece := self._take(update)) is not None]
-                if pieces:
-                    await deliver(pieces)
-                for update in updates:
-                    _raise_failure(update.end)
-        finally:
-            await self._cancel_rest()
+            await self._follow(deliver)
+        except Unavailable as error:
+            message = f"{error}; go on with GET /streams/{self.id}"
+            raise Unavailable(message, retry_after_s=error.retry_after_s) from error
+        except BaseException:
+            if not self._is_wanted():
+                await self._cancel_rest()
+            raise
 
     def usage(self) -> Usage:
         """Count the tokens."""
@@ -157,43 +102,42 @@ class Generation:
             tokens_per_s=round(num_tokens / decode_s, 1) if decode_s > 0 else 0.0,
         )
 
+    async def _follow(self, deliver: Callable[[list[Piece]], Awaitable[None]]) -> None:
+        async for updates in self._queue.watch(list(self._by_id)):
+            pieces = [piece for update in updates if (piece := self._take(update)) is not None]
+            if pieces:
+                await deliver(pieces)
+            for update in updates:
+                _raise_failure(update.end)
+
     def _take(self, update: Update) -> Piece | None:
         choice = self._by_id[update.id]
-        if update.token_ids:
-            self._count(choice, len(update.token_ids))
         piece = choice.take(update)
-        if update.end is None:
-            return piece
-        self._count_end(choice, update.end)
+        if self._tally is not None:
+            self._tally.take(choice, update)
         return None if _is_failure(update.end) else piece
 
     async def _cancel_rest(self) -> None:
-        for choice in self.choices:
-            if choice.end is None:
-                await self._queue.cancel(choice.request.id)
-                self._count_end(choice, End(finish_reason="abort"))
-
-    def _count(self, choice: Choice, num_tokens: int) -> None:
-        now = time.perf_counter()
-        if choice.num_tokens:
-            self._metrics.go_on(num_tokens, now - choice.last_token)
-        else:
-            self._metrics.start(num_tokens, now - self._arrived)
-        choice.last_token = now
-
-    def _count_end(self, choice: Choice, end: End) -> None:
-        self._metrics.end(end, choice.num_tokens, choice.queued_s, time.perf_counter() - self._arrived)
+        with suppress(Unavailable):  # it cannot be told; the deadline ends what goes on
+            for choice in self.choices:
+                if choice.end is None:
+                    await self._queue.cancel(choice.request.id)
+                    if self._tally is not None:
+                        self._tally.end(choice, End(finish_reason="abort"))
 
 
-def _is_failure(end: End) -> bool:
-    return end.deadline_passed or end.finish_reason == "error"
+def _is_failure(end: End | None) -> bool:
+    return end is not None and (end.deadline_passed or end.finish_reason == "error")
 
 
 def _raise_failure(end: End | None) -> None:
-    if end is not None and end.deadline_passed:
+    if end is None or not _is_failure(end):
+        return
+    if end.deadline_passed:
         raise DeadlinePassed("deadline_s passed before the answer was complete", param="deadline_s")
-    if end is not None and end.finish_reason == "error":
-        raise EngineFailure(end.error or "the engine failed with this request")
+    if end.quarantined:
+        raise Quarantined(end.error or "too many workers died with this request")
+    raise EngineFailure(end.error or "the engine failed with this request")
 
 
 def _milliseconds(seconds: float) -> float:

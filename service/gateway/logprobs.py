@@ -1,6 +1,6 @@
 """Log-probabilities as an answer tells them: lists side by side, one entry for each token."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -22,11 +22,12 @@ class Logprobs(msgspec.Struct):
             self.token_logprobs.append(entry.logprob)
             self.top_logprobs.append(entry.top)
 
-    def add_first(self, token_id: int) -> None:
-        """Append the first token of a prompt."""
-        self.token_ids.append(token_id)
-        self.token_logprobs.append(None)
-        self.top_logprobs.append(None)
+    def add_first(self, token_ids: Sequence[int]) -> None:
+        """Append the first token of a prompt; none, if the prompt is no longer kept."""
+        for token_id in token_ids[:1]:
+            self.token_ids.append(token_id)
+            self.token_logprobs.append(None)
+            self.top_logprobs.append(None)
 
     def extend(self, other: "Logprobs") -> None:
         """Append what follows."""

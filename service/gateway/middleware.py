@@ -3,8 +3,10 @@
 import logging
 import traceback
 import uuid
+from collections.abc import Sequence
 
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
@@ -23,10 +25,10 @@ class RequestScope:
     Args:
         app: What it wraps.
         metrics: Counts arrivals and failures.
-        routes: Paths that are served; every other counts as one, for a client can invent as many as it likes.
+        routes: What is served; every other path counts as one, for a client can invent as many as it likes.
     """
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, routes: Sequence[Route]) -> None:
         self._app = app
         self._metrics = metrics
         self._routes = routes
@@ -38,8 +40,8 @@ class RequestScope:
             return
         started = False
         request_id = uuid.uuid4().hex
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
-        self._metrics.receive(scope["path"] if scope["path"] in self._routes else "other", scope["method"])
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "tenant": ""}
+        self._metrics.receive(self._name_route(scope["path"]), scope["method"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
@@ -58,6 +60,9 @@ class RequestScope:
             self._metrics.fail(error)
             if not started:
                 await ErrorResponse(error)(scope, receive, send_with_id)
+
+    def _name_route(self, path: str) -> str:
+        return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
 
 
 def _log_mistake(request_id: str, mistake: Exception) -> None:

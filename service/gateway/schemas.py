@@ -3,11 +3,12 @@
 import difflib
 import json
 import re
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from service.errors import BadRequest
+from service.protocol import Priority
 
 MAX_PROMPTS = 64
 MAX_CHOICES = 16
@@ -18,7 +19,6 @@ MAX_LOGPROBS = 20
 MAX_GRAMMAR_CHARS = 16_384
 MIN_TEMPERATURE = 1e-4
 """Under it the likeliest token has all the probability there is, and a division by it could overflow."""
-_NOT_OFFERED = frozenset({"priority"})
 _ID_PATTERN = r"^(0|[1-9][0-9]{0,8})$"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
@@ -110,7 +110,13 @@ class GenerateBody(BaseModel):
     )
     regex: Regex | None = Field(None, description="Expression that the whole text matches, in Rust's syntax.")
     json_schema: JsonSchema | None = Field(None, description="JSON schema that the text fulfils.")
-    priority: Literal[0] | None = Field(None, description="Not offered yet.")
+    priority: Priority | None = Field(
+        None, description="How long others may pass it in the queue: hardly, some seconds, or a minute at most."
+    )
+    background: bool | None = Field(
+        None,
+        description="Answer 202 at once, with the address of the stream; nothing ends it but DELETE or its deadline.",
+    )
 
 
 def parse_generate(body: bytes) -> GenerateBody:
@@ -178,6 +184,8 @@ def _refuse_combination(wanted: GenerateBody) -> None:
         raise BadRequest("give exactly one of prompt, prompts and token_ids", param="prompt")
     if wanted.regex is not None and wanted.json_schema is not None:
         raise BadRequest("give regex or json_schema, not both", param="regex")
+    if wanted.stream and wanted.background:
+        raise BadRequest("give stream or background, not both: the stream of the latter is read apart", param="stream")
     if wanted.max_tokens == 0 and not wanted.echo:
         raise BadRequest("max_tokens: 0 needs echo; without, there is nothing to answer", param="max_tokens")
 
@@ -185,8 +193,6 @@ def _refuse_combination(wanted: GenerateBody) -> None:
 def _refuse_invalid(error: ValidationError) -> NoReturn:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     field = str(first["loc"][0])
-    if field in _NOT_OFFERED:
-        raise BadRequest(f"{field}: this server does not offer it yet; leave it out", param=field) from None
     place = "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))
     reason = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
     raise BadRequest(f"{field}{place}: {reason}", param=field) from None

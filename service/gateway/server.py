@@ -23,8 +23,9 @@ _log = logging.getLogger(__name__)
 class GatewayServer(uvicorn.Server):
     """A server that `drain` ends. Signals are for its caller to catch."""
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, admission: Admission, drain_s: float, *, keeps_cut: bool) -> None:
         super().__init__(config)
+        self._keeps_cut = keeps_cut
         self._admission = admission
         self._drain_s = drain_s
 
@@ -34,7 +35,8 @@ class GatewayServer(uvicorn.Server):
         self.should_exit = True
 
     def cut(self) -> None:
-        """Close every connection as it is: its client misses the end, and its sequences are cancelled."""
+        """Close every connection as it is: its client misses the end; its sequences are cancelled, or kept."""
+        self._admission.leaving = self._keeps_cut
         if self.server_state.connections:
             _log.warning("cut %d connection(s) before the end of their answers", len(self.server_state.connections))
         for connection in list(self.server_state.connections):
@@ -51,8 +53,14 @@ class GatewayServer(uvicorn.Server):
         timer.cancel()
 
 
-def make_server(app: FastAPI, settings: GatewaySettings) -> GatewayServer:
-    """Return a server of `app` that keeps the limits of `settings`; `run` or `serve` starts it."""
+def make_server(app: FastAPI, settings: GatewaySettings, *, keeps_cut: bool = False) -> GatewayServer:
+    """Return a server of `app`; `run` or `serve` starts it.
+
+    Args:
+        app: The gateway.
+        settings: The limits that it keeps.
+        keeps_cut: Whether what is cut at the end of a drain is left in the queue, for another gateway to go on with.
+    """
 
     class Protocol(GuardedProtocol):
         limits = settings
@@ -68,7 +76,7 @@ def make_server(app: FastAPI, settings: GatewaySettings) -> GatewayServer:
         access_log=False,
         server_header=False,
     )
-    return GatewayServer(config, app.state.admission, settings.drain_s)
+    return GatewayServer(config, app.state.admission, settings.drain_s, keeps_cut=keeps_cut)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -85,7 +93,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._await_more()
         if len(self.connections) > self.limits.max_connections:
-            self._refuse(Unavailable("too many connections are open; retry shortly", retry_after_s=1.0))
+            self._refuse(Unavailable("too many connections are open; retry shortly"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadlines."""

@@ -1,4 +1,4 @@
-"""The answer of `POST /generate` as server-sent events: a frame for what came of a choice since its last."""
+"""An answer as server-sent events: a frame for what came of a choice since its last."""
 
 import asyncio
 
@@ -8,9 +8,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ServiceError
+from service.gateway.choice import Piece
 from service.gateway.connection import run_while_connected
-from service.gateway.generation import Generation, Piece, Timings, Usage
+from service.gateway.generation import Generation, Timings, Usage
 from service.gateway.logprobs import Logprobs
+from service.gateway.places import MAX_PLACES, write_places
 from service.gateway.responses import envelope
 from service.metrics import GatewayMetrics
 from service.protocol import FinishReason
@@ -40,7 +42,7 @@ class EventStream(Response):
     """Sends every piece of `generation` as it comes. A stream that was cut has no `[DONE]`.
 
     Args:
-        generation: Accepted; cancelled when the client goes away.
+        generation: Accepted; its own client's going away cancels it.
         metrics: Counts a failure in mid-stream.
         ping_s: Seconds of silence after which a comment is sent.
     """
@@ -52,9 +54,9 @@ class EventStream(Response):
         self._generation = generation
         self._metrics = metrics
         self._ping_s = ping_s
-        self._prefix = b"id: %b-" % generation.id.encode()
+        self._id_start = f"id: {generation.id}-"
         self._num_open = len(generation.choices)
-        self._num_tokens = 0
+        self._places = [choice.after for choice in generation.choices]
         self._last_events = b""
         self._silent = True
 
@@ -62,7 +64,7 @@ class EventStream(Response):
         """Send it.
 
         Raises:
-            ClientDisconnect: the client went away; nothing is computed any more.
+            ClientDisconnect: the client went away.
         """
         self._send = send
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -87,8 +89,13 @@ class EventStream(Response):
             self._last_events = events
 
     def _event(self, piece: Piece) -> bytes:
-        self._num_tokens += len(piece.token_ids)
-        return b"%b%d\ndata: %b\n\n" % (self._prefix, self._num_tokens, _encode(self._frame(piece)))
+        return b"%bdata: %b\n\n" % (self._event_id(piece), _encode(self._frame(piece)))
+
+    def _event_id(self, piece: Piece) -> bytes:
+        self._places[piece.index] = piece.place
+        if len(self._places) > MAX_PLACES:
+            return b""
+        return f"{self._id_start}{write_places(self._places)}\n".encode()
 
     def _frame(self, piece: Piece) -> Frame:
         frame = Frame(self._generation.id, piece.index, piece.text, piece.token_ids, piece.logprobs)

@@ -8,6 +8,9 @@ import msgspec
 
 from service.protocol import Claim, Emission, End, Request, TokenLogprobs
 
+Served = tuple[str, str]
+"""A model's name and its revision."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:
@@ -16,11 +19,14 @@ class Entry:
     request: Request
     submitted: float
     """Time of the queue's clock."""
+    deadline: float
+    """Time of the queue's clock."""
     arrival: int
     """Number in the order of all submissions."""
+    max_attempts: int
     epoch: int = 0
     attempts: int = 0
-    """Workers that died with it."""
+    """Workers that died with it, by proof."""
     cancelled: bool = False
     worker: str | None = None
     queued_s: float | None = None
@@ -33,11 +39,36 @@ class Entry:
     watchers: set[asyncio.Event] = field(default_factory=set)
     """Set whenever there is news."""
 
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.request.tenant
+
+    @property
+    def cost(self) -> int:
+        """Tokens that it may occupy."""
+        return self.request.cost
+
+    @property
+    def served(self) -> Served:
+        """What must answer it."""
+        return self.request.model, self.request.revision
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether a worker died with it."""
+        return self.attempts >= 1
+
+    @property
+    def has_last_chance(self) -> bool:
+        """Whether it is given up when one more dies with it, so that it must run alone."""
+        return self.is_suspect and self.attempts >= self.max_attempts - 1
+
     def called_off(self, now: float) -> End | None:
         """Return the end that awaits it when nobody wants it any more."""
         if self.cancelled:
             return End(finish_reason="abort")
-        if self.request.deadline_s is not None and now >= self.submitted + self.request.deadline_s:
+        if now >= self.deadline:
             return End(finish_reason="abort", deadline_passed=True)
         return None
 
@@ -49,10 +80,11 @@ class Entry:
             self.queued_s = now - self.submitted
         return Claim(request=self.request, epoch=self.epoch, token_ids=tuple(self.log))
 
-    def take_back(self) -> None:
-        """Take it from its worker: what that one still emits is fenced."""
+    def take_back(self, *, died: bool) -> None:
+        """Take it from its worker, which `died` with it or not: what that one still emits is fenced."""
         self.worker = None
         self.epoch += 1
+        self.attempts += died
 
     def holds(self, emission: Emission) -> bool:
         """Tell whether the log already has these very tokens at their place: a retry."""
@@ -69,12 +101,13 @@ class Entry:
             self._tell()
 
     def finish(self, end: End, now: float) -> None:
-        """Close it; an ended request keeps no prompt."""
+        """Close it; it keeps its prompt for who resumes the stream, but not one that nobody must touch again."""
         self.end = end
         self.worker = None
         if self.queued_s is None:
             self.queued_s = now - self.submitted
-        self.request = msgspec.structs.replace(self.request, token_ids=())
+        if end.quarantined:
+            self.request = msgspec.structs.replace(self.request, token_ids=())
         self._tell()
 
     def _tell(self) -> None:

@@ -109,8 +109,10 @@ class LinkQueue:
 
     def __init__(self, path: Path, timeout_s: float) -> None:
         self._path = path
+        self._has_joined = False
         self._calls = _Channel(path, timeout_s)
         self._claims = _Channel(path, timeout_s)
+        self._has_joined = False
         self._nothing = msgspec.msgpack.Decoder(None)
         self._name = msgspec.msgpack.Decoder(str)
         self._claimed = msgspec.msgpack.Decoder(list[Claim])
@@ -120,7 +122,9 @@ class LinkQueue:
     def register(self, models: dict[str, str]) -> None:
         """Say which models (name → revision) this worker serves."""
         name = self._call(self._calls, RegisterCall(models=models), self._name)
-        self._call(self._claims, JoinCall(worker=name), self._nothing)
+        if not self._has_joined:  # once: when it registers anew, a claim may be waiting there
+            self._call(self._claims, JoinCall(worker=name), self._nothing)
+            self._has_joined = True
 
     def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
         """Take up to `max_requests`, waiting up to `wait_s` for the first."""

@@ -1,35 +1,59 @@
-"""Homes of the queue: the same verbs, whoever carries them. Each lives in an event loop in a thread of its own."""
+"""Homes of the queue: the same verbs, whoever carries them. Each lives in an event loop in a thread of its own.
+
+What a test has of a home, and nothing behind it:
+
+- `submit(*requests, idempotency=None)` → ids in force, `find(answer_id)`, `cancel(id)`, `stats()`, `dead()`: the
+  gateway's face, called in the home's loop; `watch(*ids)` → a `Watcher` that reads on its own.
+- `worker(models)`: a worker's face that has registered; `connect()`: one that has not.
+- `kill(worker)`: it dies while its lease holds, and the queue has proof; returns once what it held is back.
+- `pass_time(seconds)`: the queue's clock goes on by so much at once; a lease runs out by this and nothing else.
+- `reap()`: one round of what `keep_reaping` repeats. No home reaps by itself.
+- `settings`: its `QueueSettings`.
+
+A home makes `queue` (a `GatewayQueue`) after `super().__init__`, and `connect`, `kill`, `pass_time` and `reap`. A clock
+may run on between two `pass_time`s, for as long as a test takes: times in the tests are far longer or compared loosely.
+"""
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import pytest
+import redis
 
 from service.config import QueueSettings
-from service.protocol import Claim, Emission, EmitStatus, QueueStats, Request, SamplingParams, Update
-from service.queue.base import WorkerQueue
+from service.identity import Identity
+from service.protocol import (
+    Claim,
+    DeadRequest,
+    Emission,
+    EmitStatus,
+    Idempotency,
+    QueueStats,
+    Request,
+    SamplingParams,
+    Update,
+)
+from service.queue.base import GatewayQueue, WorkerQueue
 from service.queue.link import LinkQueue, serve_link
 from service.queue.local import LocalQueue
+from service.queue.redis.gateway import RedisQueue
+from service.queue.redis.library import library
+from service.queue.redis.worker import RedisWorkerQueue
+from tests.fleet.redis_server import RedisServer, find_programs
 
 MODELS = {"tiny": "r1"}
 TIMEOUT_S = 30.0
 T = TypeVar("T")
-
-
-class Clock:
-    """A clock that only a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Watcher:
@@ -37,25 +61,34 @@ class Watcher:
 
     def __init__(self, home: "Home", *request_ids: str) -> None:
         self.updates: list[Update] = []
-        self._home = home
-        self._task = home.start(self._read(home.queue.watch(request_ids)))
+        self._news = threading.Condition()
+        self._task = home.start(self._read(home.queue, request_ids))
 
-    async def _read(self, watched) -> None:
-        async for updates in watched:
-            self.updates += updates
+    async def _read(self, queue: GatewayQueue, request_ids: Sequence[str]) -> None:
+        async for updates in queue.watch(request_ids):
+            with self._news:
+                self.updates += updates
+                self._news.notify_all()
 
     @property
     def token_ids(self) -> list[int]:
-        """All tokens seen, in order; fails on a gap, a repetition or a second end."""
-        self._home.settle()
+        """All tokens seen up to now, of one request, in order; fails on a gap, a repetition or a second end."""
         seen: list[int] = []
-        for update in self.updates:
+        updates = list(self.updates)
+        for update in updates:
             assert update.base == len(seen)
             seen += update.token_ids
-        assert all(update.end is None for update in self.updates[:-1])
+        assert all(update.end is None for update in updates[:-1])
         return seen
 
+    def wait_for(self, num_tokens: int) -> list[int]:
+        """Return all tokens seen once they are so many."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.token_ids) >= num_tokens, TIMEOUT_S)
+        return self.token_ids
+
     def to_end(self) -> Update:
+        """Return the last update; raises what `watch` raises."""
         self._task.result(TIMEOUT_S)
         assert self.updates[-1].end is not None
         return self.updates[-1]
@@ -66,37 +99,36 @@ class Worker(WorkerQueue, Protocol):
 
 
 class Home:
-    """A queue, its loop, its clock; `connect` makes the face of one worker."""
+    """A queue, its loop, its clock; the module's docstring tells what is whose."""
+
+    queue: GatewayQueue
 
     def __init__(self, settings: QueueSettings) -> None:
-        self.clock = Clock()
-        self.queue = LocalQueue(settings, self.clock)
         self.settings = settings
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._tasks = []
 
-    def start(self, coroutine: Coroutine[Any, Any, T]):
-        self._tasks.append(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
-        return self._tasks[-1]
+    def connect(self) -> Worker:
+        raise NotImplementedError
 
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(TIMEOUT_S)
+    def kill(self, worker: Worker) -> None:
+        raise NotImplementedError
 
-    def do(self, function: Callable[..., T], *args: Any) -> T:
-        async def run() -> T:
-            return function(*args)
+    def pass_time(self, seconds: float) -> None:
+        raise NotImplementedError
 
-        return self.call(run())
+    def reap(self) -> None:
+        raise NotImplementedError
 
-    def settle(self) -> None:
-        """Let everything run that can run now."""
-        for _ in range(3):
-            self.call(asyncio.sleep(0))
+    def submit(self, *requests: Request, idempotency: Idempotency | None = None) -> list[str]:
+        return self.call(self.queue.submit(requests, idempotency))
 
-    def submit(self, *requests: Request) -> None:
-        self.call(self.queue.submit(requests))
+    def find(self, answer_id: str) -> list[Request]:
+        return self.call(self.queue.find(answer_id))
+
+    def watch(self, *request_ids: str) -> Watcher:
+        return Watcher(self, *request_ids)
 
     def cancel(self, request_id: str) -> None:
         self.call(self.queue.cancel(request_id))
@@ -104,47 +136,78 @@ class Home:
     def stats(self) -> QueueStats:
         return self.call(self.queue.stats())
 
-    def reap(self) -> None:
-        self.do(self.queue.reap)
-
-    def watch(self, *request_ids: str) -> Watcher:
-        return Watcher(self, *request_ids)
+    def dead(self) -> list[DeadRequest]:
+        return self.call(self.queue.dead())
 
     def worker(self, models: dict[str, str] | None = None) -> Worker:
         worker = self.connect()
         worker.register(MODELS if models is None else models)
         return worker
 
-    def kill(self, worker: Worker) -> None:
-        """Let the worker die; return when the queue knows."""
-        before = self.stats().workers
-        worker.close()
-        until = time.monotonic() + TIMEOUT_S
-        while self.stats().workers == before:
-            assert time.monotonic() < until
-
-    def connect(self) -> Worker:
-        raise NotImplementedError
-
     def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        self.settle()
+        self.call(_end_all_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Begin `coroutine` in the home's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-class DirectHome(Home):
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` in the home's loop."""
+        return self.start(coroutine).result(TIMEOUT_S)
+
+
+async def _end_all_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class LocalHome(Home):
+    """The local queue."""
+
+    queue: LocalQueue
+
+    def __init__(self, settings: QueueSettings) -> None:
+        super().__init__(settings)
+        self._now = 1_000_000.0
+        self.queue = LocalQueue(settings, lambda: self._now)
+
+    def pass_time(self, seconds: float) -> None:
+        self._now += seconds
+
+    def reap(self) -> None:
+        self.do(self.queue.reap)
+
+    def do(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function` in the home's loop."""
+
+        async def run() -> T:
+            return function(*args)
+
+        return self.call(run())
+
+
+class DirectHome(LocalHome):
     """The local queue, called in its own loop."""
 
+    def __init__(self, settings: QueueSettings) -> None:
+        super().__init__(settings)
+        self._num_workers = 0
+
     def connect(self) -> Worker:
-        self._names = getattr(self, "_names", 0) + 1
-        return DirectWorker(self, f"direct-{self._names}")
+        self._num_workers += 1
+        return DirectWorker(self, f"direct-{self._num_workers}")
+
+    def kill(self, worker: Worker) -> None:
+        worker.close()
 
 
 class DirectWorker:
-    def __init__(self, home: Home, name: str) -> None:
+    def __init__(self, home: DirectHome, name: str) -> None:
         self._home, self._name = home, name
 
     def register(self, models: dict[str, str]) -> None:
@@ -169,30 +232,107 @@ class DirectWorker:
         self._home.do(self._home.queue.lose, self._name)
 
 
-class LinkHome(Home):
+class LinkHome(LocalHome):
     """The local queue, reached through its socket."""
 
     def __init__(self, settings: QueueSettings) -> None:
         super().__init__(settings)
         self._folder = tempfile.TemporaryDirectory()
-        self.path = Path(self._folder.name) / "link"
+        self._path = Path(self._folder.name) / "link"
         self._workers: list[LinkQueue] = []
-        self._server = self.call(serve_link(self.queue, self.path))
+        self._server = self.call(serve_link(self.queue, self._path))
 
     def connect(self) -> Worker:
-        self._workers.append(LinkQueue(self.path, TIMEOUT_S))
+        self._workers.append(LinkQueue(self._path, TIMEOUT_S))
         return self._workers[-1]
+
+    def kill(self, worker: Worker) -> None:
+        before = self.stats().workers
+        worker.close()
+        until = time.monotonic() + TIMEOUT_S
+        while self.stats().workers == before:
+            assert time.monotonic() < until
 
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
-        self.do(self._server.close)
-        self.call(self._server.wait_closed())
+        self.call(self._stop_serving())
         super().close()
         self._folder.cleanup()
 
+    async def _stop_serving(self) -> None:
+        self._server.close()
+        await self._server.wait_closed()
 
-HOMES: dict[str, type[Home]] = {"local": DirectHome, "link": LinkHome}
+
+class RedisHome(Home):
+    """The queue in a real server, by the server's own time, to which the library there adds what a test lets pass."""
+
+    queue: RedisQueue
+
+    def __init__(self, settings: QueueSettings, server: RedisServer) -> None:
+        super().__init__(settings)
+        self._url = server.url
+        self._server = redis.Redis.from_url(server.url)
+        self._server.flushall()
+        name, text = library()
+        shifted = text.replace(READ_TIME, f"{READ_TIME}\n  time[1] = time[1] + (call('GET', 'passed') or 0)")
+        assert shifted != text
+        self._server.function_load(shifted, replace=True)
+        self._workers: dict[int, tuple[RedisWorkerQueue, Identity]] = {}
+        self._identities = (Identity(name=f"w{i}", machine=f"m{i}", pid=1, started=0.0) for i in itertools.count(1))
+        self.queue = RedisQueue(self._url, settings)
+        self.call(self.queue.__aenter__())
+
+    def connect(self) -> Worker:
+        return self._connect(next(self._identities))
+
+    def kill(self, worker: Worker) -> None:
+        identity = self._workers[id(worker)][1]
+        successor = self._connect(msgspec.structs.replace(identity, machine="another"))
+        successor.register({})
+        successor.release()
+
+    def pass_time(self, seconds: float) -> None:
+        self._server.incrbyfloat("passed", seconds)
+        for key in self._server.scan_iter():
+            left_ms = self._server.pttl(key)
+            if left_ms >= 0:
+                self._server.pexpire(key, round(left_ms - seconds * 1000))
+
+    def reap(self) -> None:
+        self.call(self.queue.reap())
+
+    def close(self) -> None:
+        for worker, _ in self._workers.values():
+            worker.close()
+        self.call(self.queue.__aexit__())
+        super().close()
+        self._server.close()
+
+    def _connect(self, identity: Identity) -> RedisWorkerQueue:
+        worker = RedisWorkerQueue(self._url, self.settings.lease_s, identity)
+        self._workers[id(worker)] = worker, identity
+        return worker
+
+
+HOMES: dict[str, type[Home]] = {"local": DirectHome, "link": LinkHome, "redis": RedisHome, "valkey": RedisHome}
+READ_TIME = "local time = call('TIME')"
+
+
+@pytest.fixture(scope="session")
+def redis_servers(tmp_path_factory):
+    """A function that returns a running server of this name; skips where the machine lacks it."""
+    with contextlib.ExitStack() as running:
+
+        @functools.cache
+        def start(name: str) -> RedisServer:
+            program = find_programs().get(name)
+            if program is None:
+                pytest.skip(f"no {name} server here")
+            return running.enter_context(RedisServer(tmp_path_factory.mktemp(name), program=program))
+
+        yield start
 
 
 @pytest.fixture(params=HOMES)
@@ -201,7 +341,11 @@ def open_home(request):
 
     @contextlib.contextmanager
     def open_(**settings: Any) -> Iterator[Home]:
-        home = HOMES[request.param](QueueSettings(**settings))
+        kind, options = HOMES[request.param], QueueSettings(**settings)
+        if kind is RedisHome:
+            home = RedisHome(options, request.getfixturevalue("redis_servers")(request.param))
+        else:
+            home = kind(options)
         try:
             yield home
         finally:
@@ -218,11 +362,11 @@ def home(open_home):
 
 @pytest.fixture(scope="session")
 def make_request():
-    def make(request_id: str, *, model="tiny", revision="r1", deadline=None, num_prompt=3, max_tokens=5) -> Request:
+    """A function that makes a request; its cost is `num_prompt` + `max_tokens`, other fields as they are named."""
+
+    def make(request_id: str, *, num_prompt=3, max_tokens=5, **fields: Any) -> Request:
         params = SamplingParams(max_tokens=max_tokens, seed=7)
-        prompt = tuple(range(num_prompt))
-        return Request(
-            id=request_id, model=model, revision=revision, token_ids=prompt, params=params, deadline=deadline
-        )
+        fields = {"model": "tiny", "revision": "r1", "token_ids": tuple(range(num_prompt))} | fields
+        return Request(id=request_id, params=params, **fields)
 
     return make

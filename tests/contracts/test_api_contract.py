@@ -10,8 +10,8 @@ from fastapi import FastAPI
 import service.errors
 from service.config import GatewaySettings, QueueSettings
 from service.errors import ServiceError
-from service.gateway.admission import ServedModel
 from service.gateway.app import create_app
+from service.gateway.models import ServedModel
 from service.gateway.responses import ErrorResponse
 from service.queue.local import LocalQueue
 from training.tokenizers.char import CharTokenizer
@@ -19,16 +19,20 @@ from training.tokenizers.char import CharTokenizer
 FIELDS = {
     *("prompt", "prompts", "token_ids", "max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
     *("presence_penalty", "frequency_penalty", "logit_bias", "stop", "seed", "n", "logprobs", "echo", "stream"),
-    *("priority", "deadline_s", "model", "regex", "json_schema"),
+    *("priority", "background", "deadline_s", "model", "regex", "json_schema"),
 }
 ERRORS = {
     "BadRequest": (400, "invalid_request_error", "invalid_request", None),
+    "Unauthorized": (401, "invalid_request_error", "invalid_api_key", None),
     "NotFound": (404, "invalid_request_error", "not_found", None),
     "MethodNotAllowed": (405, "invalid_request_error", "method_not_allowed", None),
     "BodyTooLarge": (413, "invalid_request_error", "body_too_large", None),
     "DoesNotFit": (422, "invalid_request_error", "context_length_exceeded", None),
     "QueueFull": (429, "rate_limit_error", "queue_full", None),
+    "RateLimited": (429, "rate_limit_error", "rate_limited", None),
     "EngineFailure": (500, "server_error", "engine_failure", "false"),
+    "Quarantined": (500, "server_error", "quarantined", "false"),
+    "Diverged": (500, "server_error", "stream_diverged", "false"),
     "Unavailable": (503, "server_error", "unavailable", None),
     "DeadlinePassed": (504, "timeout_error", "deadline_passed", "false"),
 }
@@ -56,14 +60,25 @@ def ask(app: FastAPI, method: str, path: str, **body: object) -> httpx.Response:
 
 def test_the_description_has_every_route_and_the_body_of_generate():
     described = ask(make_app("tiny"), "GET", "/openapi.json").json()
-    assert {"/generate", "/v1/models", "/livez", "/readyz", "/health", "/metrics"} <= described["paths"].keys()
+    status = {"/v1/models", "/livez", "/readyz", "/health", "/metrics", "/queue"}
+    assert described["paths"].keys() == {"/generate", "/streams/{answer_id}"} | status
     operation = described["paths"]["/generate"]["post"]
     assert operation["requestBody"]["required"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"].keys() == FIELDS
     assert schema["additionalProperties"] is False
-    assert operation["responses"].keys() >= {"200", "400", "404", "413", "422", "429", "500", "503", "504"}
-    assert "$ref" not in json.dumps(schema)
+    refusals = {str(status) for status, *_ in ERRORS.values()} - {"405"}
+    assert operation["responses"].keys() == {"200", "202"} | refusals
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key"]
+    assert "$ref" not in json.dumps(described)
+
+
+def test_the_description_tells_how_a_stream_is_resumed_and_cancelled():
+    described = ask(make_app("tiny"), "GET", "/openapi.json").json()["paths"]["/streams/{answer_id}"]
+    told = {(parameter["in"], parameter["name"]) for parameter in described["get"]["parameters"]}
+    assert told == {("path", "answer_id"), ("header", "Last-Event-ID"), ("query", "starting_after")}
+    assert described["get"]["responses"].keys() == {"200", "400", "401", "404", "429", "503"}
+    assert described["delete"]["responses"].keys() == {"204", "401", "404", "429", "503"}
 
 
 def test_the_description_lets_stop_be_a_string_or_a_list():

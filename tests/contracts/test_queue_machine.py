@@ -1,31 +1,50 @@
-"""Any order of submit, claim, emit, cancel, release, death and silence, held against a queue a child could read."""
+"""Any order of verbs, deaths and silences, held against a queue a child could read (but for whose turn it is)."""
 
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from service.protocol import Emission, EmitStatus, End
+from service.errors import BadRequest, QueueFull
+from service.protocol import Emission, EmitStatus, End, Idempotency, Request
+from service.queue.fairness import FairLine, next_of
 
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
 STOP = End(finish_reason="stop")
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=4).map(tuple)
 PICK = st.integers(0, 1000)
+TENANTS = st.sampled_from(["a", "a", "b", "c"])
+MODELS = st.sampled_from([["tiny"], ["tiny"], ["tiny", "big"], ["big", "tiny"]])
+PRIORITIES = st.sampled_from(["high", "normal", "normal", "bulk"])
+KEYS = st.one_of(
+    *[st.none()] * 4, st.builds(Idempotency, key=st.sampled_from(["k", "l"]), digest=st.sampled_from(["d", "e"]))
+)
+MAX_ATTEMPTS, LEASE_S, MAX_AGE_S, MAX_WAITING, MAX_OF_TENANT = 3, 1000.0, 4000.0, 16, 9
 SETTINGS = settings(
     max_examples=40,
-    stateful_step_count=40,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Model:
     """What the queue should know of one request."""
 
-    deadline: float | None
+    request: Request
+    submitted: float
+    arrival: int
     log: list[int] = field(default_factory=list)
     epoch: int = 0
     attempts: int = 0
@@ -33,62 +52,173 @@ class Model:
     holder: object = None
     finish_reason: str | None = None
 
+    @property
+    def tenant(self):
+        return self.request.tenant
+
+    @property
+    def cost(self):
+        return self.request.cost
+
+    @property
+    def waits(self):
+        return self.holder is None and self.finish_reason is None
+
+    @property
+    def is_last_chance(self):
+        return self.attempts == MAX_ATTEMPTS - 1
+
+    @property
+    def deadline(self):
+        age_s = self.request.deadline_s
+        return self.submitted + (MAX_AGE_S if age_s is None else age_s)
+
 
 class Machine(RuleBasedStateMachine):
     def __init__(self, open_home, make_request):
         super().__init__()
         self.make_request = make_request
-        self._opened = open_home(max_attempts=3, lease_s=10.0, keep_ended_s=1e9)
+        self._opened = open_home(
+            max_attempts=MAX_ATTEMPTS,
+            lease_s=LEASE_S,
+            max_age_s=MAX_AGE_S,
+            keep_ended_s=1e9,
+            max_queue_depth=MAX_WAITING,
+            max_tenant_depth=MAX_OF_TENANT,
+        )
         self.home = self._opened.__enter__()
+        self.now = 0.0
         self.models: dict[str, Model] = {}
+        self.lines: dict[tuple[str, str], FairLine[Model]] = {}
+        self.reserved: dict[str, object] = {}
+        self.joined = {}
+        self.dead = []
         self.watchers = {}
-        self.workers = []
+        self.workers: dict[object, list[str]] = {}
+        self.unregistered = []
         self.claims = []
-        self.resumed = self.fenced = 0
+        self.num_answers = self.resumed = self.fenced = 0
 
-    # Rules
+    @initialize(names=st.lists(MODELS, min_size=1, max_size=2), num_deaths=st.integers(0, 3), tenants=st.lists(TENANTS))
+    def begin(self, names, num_deaths, tenants):
+        for models in names:
+            self.start_worker(models, 0)
+        for num in range(num_deaths):
+            self.submit_many([(tenant, "normal", 5) for tenant in tenants])
+            self.claim_and_die(num, 9)
 
-    @rule(life_s=st.sampled_from([None, None, None, 5.0, 25.0]))
-    def submit(self, life_s):
-        request_id = f"r{len(self.models)}"
-        deadline = None if life_s is None else self.home.clock.now + life_s
-        self.home.submit(self.make_request(request_id, deadline=deadline))
-        self.models[request_id] = Model(deadline)
-        self.watchers[request_id] = self.home.watch(request_id)
+    # What gateways do
+
+    @rule(
+        tenant=TENANTS,
+        key=KEYS,
+        num_choices=st.integers(1, 2),
+        max_tokens=st.sampled_from([5, 5, 47]),
+        model=st.sampled_from(["tiny", "tiny", "big"]),
+        priority=PRIORITIES,
+        deadline_s=st.sampled_from([None, None, None, 20.0, 600.0, 2600.0]),
+    )
+    def submit(self, tenant, key, num_choices, max_tokens, **fields):
+        answer_id = f"a{self.num_answers}"
+        self.num_answers += 1
+        fields |= {"tenant": tenant, "max_tokens": max_tokens, "num_choices": num_choices}
+        requests = [self.make_request(f"{answer_id}-{k}", **fields) for k in range(num_choices)]
+        digest, first = self.joined.get((tenant, key and key.key), (None, None))
+        waiting = [model for model in self.models.values() if model.waits]
+        own = sum(model.tenant == tenant for model in waiting)
+        if digest is not None and digest == key.digest:
+            assert self.home.submit(*requests, idempotency=key) == first
+        elif digest is not None:
+            with pytest.raises(BadRequest):
+                self.home.submit(*requests, idempotency=key)
+        elif len(waiting) + num_choices > MAX_WAITING or own + num_choices > MAX_OF_TENANT:
+            with pytest.raises(QueueFull):
+                self.home.submit(*requests, idempotency=key)
+        else:
+            ids = [request.id for request in requests]
+            assert self.home.submit(*requests, idempotency=key) == ids
+            if key is not None:
+                self.joined[tenant, key.key] = key.digest, ids
+            for request in requests:
+                self.models[request.id] = Model(request, self.now, len(self.models))
+                self.let_wait(self.models[request.id])
+                self.watchers[request.id] = self.home.watch(request.id)
+
+    @rule(sent=st.lists(st.tuples(TENANTS, PRIORITIES, st.sampled_from([5, 47])), min_size=2, max_size=6))
+    def submit_many(self, sent):
+        for tenant, priority, max_tokens in sent:
+            self.submit(tenant, None, 1, max_tokens, model="tiny", priority=priority, deadline_s=None)
 
     @precondition(lambda self: self.models)
     @rule(pick=PICK)
-    def submit_again(self, pick):
-        self.home.submit(self.make_request(self.pick(list(self.models), pick)))
+    def submit_again_and_find(self, pick):
+        request = self.pick(list(self.models.values()), pick).request
+        assert self.home.submit(request) == [request.id]
+        answer_id = request.id.rpartition("-")[0]
+        models = [self.models[f"{answer_id}-{k}"] for k in range(request.num_choices)]
+        assert self.home.find(answer_id) == [
+            msgspec.structs.replace(model.request, token_ids=()) if model in self.dead else model.request
+            for model in models
+        ]
+
+    @precondition(lambda self: self.models)
+    @rule(pick=PICK)
+    def cancel(self, pick):
+        model = self.pick(list(self.models.values()), pick)
+        self.home.cancel(model.request.id)
+        if model.finish_reason is None:
+            model.cancelled = True
+            if model.waits:
+                self.wait_no_longer(model)
+                self.end(model, "abort")
+
+    @rule(seconds=st.sampled_from([3.0, 30.0, 700.0]))
+    def wait(self, seconds):
+        for worker in self.workers:
+            assert worker.renew()
+        self.let_pass(seconds)
+
+    # What workers do, and what becomes of them
 
     @precondition(lambda self: len(self.workers) < 3)
-    @rule()
-    def start_worker(self):
-        self.workers.append(self.home.worker())
+    @rule(names=MODELS, pick=PICK)
+    def start_worker(self, names, pick):
+        again = self.unregistered and pick % 2
+        worker = self.unregistered.pop(pick % len(self.unregistered)) if again else self.home.connect()
+        worker.register(dict.fromkeys(names, "r1"))
+        self.workers[worker] = names
 
     @precondition(lambda self: self.workers)
-    @rule(pick=PICK, max_requests=st.integers(1, 3))
+    @rule(pick=PICK, max_requests=st.integers(1, 9))
     def claim(self, pick, max_requests):
-        worker = self.pick(self.workers, pick)
-        self.end_overdue()
-        waiting = [i for i, m in self.models.items() if m.holder is None and m.finish_reason is None]
+        worker = self.pick(list(self.workers), pick)
+        expected = self.take(worker, max_requests)
         claims = worker.claim(max_requests, 0)
-        assert [claim.request.id for claim in claims] == waiting[:max_requests]
-        for claim in claims:
-            model = self.models[claim.request.id]
+        assert [claim.request for claim in claims] == [model.request for model in expected]
+        for claim, model in zip(claims, expected, strict=True):
             assert claim.epoch > model.epoch
             assert list(claim.token_ids) == model.log
             self.resumed += model.epoch > 0
             model.epoch, model.holder = claim.epoch, worker
             self.claims.append((worker, claim))
 
+    @precondition(lambda self: self.workers)
+    @rule(max_requests=st.integers(1, 9), num_left=st.integers(0, 3))
+    def work(self, max_requests, num_left):
+        for pick, worker in enumerate(self.workers):
+            self.claim(pick, max_requests)
+            for _, claim in [running for running in self.running() if running[0] is worker][num_left:]:
+                model = self.models[claim.request.id]
+                if not self.called_off(model):
+                    assert self.send(worker, claim, len(model.log), (), STOP) is OK
+                    self.end(model, "stop")
+
     @precondition(lambda self: self.claims)
     @rule(pick=PICK, token_ids=TOKENS, ends=st.booleans())
     def emit(self, pick, token_ids, ends):
         worker, claim = self.pick(self.claims, pick)
         model = self.models[claim.request.id]
-        base = len(model.log)
-        status = self.send(worker, claim, base, token_ids, STOP if ends else None)
+        status = self.send(worker, claim, len(model.log), token_ids, STOP if ends else None)
         if model.epoch != claim.epoch or model.holder is not worker:
             retried = ends and not token_ids and model.finish_reason == "stop" and model.epoch == claim.epoch
             assert status is (OK if retried else FENCED)
@@ -118,70 +248,80 @@ class Machine(RuleBasedStateMachine):
             assert status is OK
         else:
             assert status is GAP
-            self.take_back(model, died=True)
-
-    @precondition(lambda self: self.models)
-    @rule(pick=PICK)
-    def cancel(self, pick):
-        request_id = self.pick(list(self.models), pick)
-        self.home.cancel(request_id)
-        model = self.models[request_id]
-        if model.finish_reason is None:
-            model.cancelled = True
-            if model.holder is None:
-                self.end(model, "abort")
+            self.take_back(model, died=False)
 
     @precondition(lambda self: self.workers)
-    @rule(pick=PICK)
-    def release(self, pick):
-        worker = self.pick(self.workers, pick)
-        worker.release()
-        self.drop(worker, died=False)
+    @rule(pick=PICK, max_requests=st.integers(1, 9))
+    def claim_and_die(self, pick, max_requests):
+        self.claim(pick, max_requests)
+        self.die(self.pick(list(self.workers), pick))
+        self.start_worker(["tiny", "big"], 0)
 
     @precondition(lambda self: self.workers)
-    @rule(pick=PICK)
-    def kill(self, pick):
-        worker = self.pick(self.workers, pick)
+    @rule(pick=PICK, way=st.sampled_from(["die", "fall_silent", "register_again", "release", "retire"]))
+    def leave(self, pick, way):
+        getattr(self, way)(self.pick(list(self.workers), pick))
+
+    def die(self, worker):
         self.home.kill(worker)
         self.drop(worker, died=True)
         self.claims = [(holder, claim) for holder, claim in self.claims if holder is not worker]
 
-    @precondition(lambda self: self.workers)
-    @rule(pick=PICK)
-    def fall_silent(self, pick):
-        silent = self.pick(self.workers, pick)
+    def fall_silent(self, silent):
         for worker in self.workers:
             assert worker.renew()
-        self.home.clock.now += self.home.settings.lease_s / 2
+        self.home.pass_time(LEASE_S / 2)
+        self.now += LEASE_S / 2
         for worker in self.workers:
             assert worker is silent or worker.renew()
-        self.home.clock.now += self.home.settings.lease_s / 2
-        self.home.reap()
-        self.drop(silent, died=True)
-        self.end_overdue()
+        self.drop(silent, died=False)
+        self.let_pass(LEASE_S / 2)
         assert not silent.renew()
+        assert silent.claim(9, 0) == []
+        self.unregistered.append(silent)
+
+    def register_again(self, worker):
+        worker.register({"tiny": "r1"})
+        self.drop(worker, died=False)
+        self.workers[worker] = ["tiny"]
+
+    def release(self, worker):
+        worker.release()
+        self.drop(worker, died=False)
+        self.unregistered.append(worker)
+
+    def retire(self, worker):
+        worker.retire()
+        self.workers[worker] = []
+        self.unreserve(worker)
 
     # What holds at every moment
 
     @invariant()
     def counts_agree(self):
         stats = self.home.stats()
-        open_ = [model for model in self.models.values() if model.finish_reason is None]
-        assert stats.running == sum(model.holder is not None for model in open_)
-        assert stats.waiting == sum(model.holder is None for model in open_)
-        assert stats.waiting_tokens == 8 * stats.waiting
+        waiting = [model for model in self.models.values() if model.waits]
+        assert stats.running == sum(model.holder is not None for model in self.models.values())
+        assert stats.waiting == len(waiting)
+        assert stats.waiting_tokens == sum(model.cost for model in waiting)
         assert stats.workers == len(self.workers)
+        assert stats.revisions == ({"r1"} if any(self.workers.values()) else set())
         assert (stats.resumed, stats.fenced) == (self.resumed, self.fenced)
-        assert stats.quarantined == sum(model.finish_reason == "error" for model in self.models.values())
+        assert stats.quarantined == len(self.dead)
+
+    @invariant()
+    def the_dead_are_those_with_whom_too_many_died(self):
+        dead = [(dead.id, dead.tenant, dead.attempts) for dead in self.home.dead()]
+        assert dead == [(model.request.id, model.tenant, MAX_ATTEMPTS) for model in reversed(self.dead)]
 
     @invariant()
     def watchers_saw_every_token_once(self):
-        self.home.settle()
         for request_id, model in self.models.items():
             watcher = self.watchers[request_id]
-            assert watcher.token_ids == model.log
-            end = watcher.updates[-1].end if watcher.updates else None
-            assert (None if end is None else end.finish_reason) == model.finish_reason
+            if model.finish_reason is not None:
+                end = watcher.to_end().end
+                assert (end.finish_reason, end.quarantined) == (model.finish_reason, model in self.dead)
+            assert watcher.wait_for(len(model.log)) == model.log
 
     def teardown(self):
         try:
@@ -192,13 +332,15 @@ class Machine(RuleBasedStateMachine):
     def finish_everything(self):
         for worker in list(self.workers):
             worker.release()
-            self.drop(worker, died=False)
-        worker = self.home.worker()
-        for claim in worker.claim(1000, 0):
-            self.send(worker, claim, len(claim.token_ids), (), STOP)
+        worker = self.home.worker({"tiny": "r1", "big": "r1"})
+        while self.home.stats().waiting:
+            claims = worker.claim(1000, 0)
+            assert claims
+            for claim in claims:
+                self.send(worker, claim, len(claim.token_ids), (), STOP)
         for watcher in self.watchers.values():
             watcher.to_end()
-        assert self.home.stats().waiting == self.home.stats().running == 0
+        assert self.home.stats().running == 0
 
     # The model's own moves
 
@@ -219,15 +361,54 @@ class Machine(RuleBasedStateMachine):
             if self.models[claim.request.id].holder is worker and self.models[claim.request.id].epoch == claim.epoch
         ]
 
+    def take(self, worker, max_requests):
+        """Return what this worker should get now, which waits no longer."""
+        held = [model for model in self.models.values() if model.holder is worker]
+        served = self.workers[worker]
+        waiting = [model for model in self.models.values() if model.waits and model.request.model in served]
+        if any(model.is_last_chance for model in held):
+            return []
+        for name in served:
+            last = [model for model in waiting if model.request.model == name and model.is_last_chance]
+            if last and self.reserved.setdefault(name, worker) is worker:
+                return [] if held else [self.wait_no_longer(last[0])]
+        quota = max(1, (len(held) + max_requests) // 4) - sum(model.attempts > 0 for model in held)
+        suspects = [model for model in waiting if model.attempts == 1][: min(max(0, quota), max_requests)]
+        return suspects + self.take_ordinary(served, max_requests - len(suspects))
+
+    def take_ordinary(self, served, number):
+        taken = []
+        lines = {place: line for place, line in self.lines.items() if place[0] in served}
+        while len(taken) < number and (model := next_of(lines.values())) is not None:
+            lines[model.request.model, model.request.priority].serve(model)
+            taken.append(model)
+        return taken
+
+    def let_wait(self, model):
+        place = model.request.model, model.request.priority
+        if not model.attempts:
+            self.lines.setdefault(place, FairLine(place[1])).add(model)
+
+    def wait_no_longer(self, model):
+        if not model.attempts:
+            self.lines[model.request.model, model.request.priority].remove(model)
+        elif model.is_last_chance:
+            self.reserved.pop(model.request.model, None)
+        return model
+
     def called_off(self, model):
-        return model.cancelled or (model.deadline is not None and self.home.clock.now >= model.deadline)
+        return model.cancelled or self.now >= model.deadline
 
     def end(self, model, finish_reason):
         model.finish_reason, model.holder = finish_reason, None
 
-    def end_overdue(self):
+    def let_pass(self, seconds):
+        self.home.pass_time(seconds)
+        self.now += seconds
+        self.home.reap()
         for model in self.models.values():
-            if model.holder is None and model.finish_reason is None and self.called_off(model):
+            if model.waits and self.called_off(model):
+                self.wait_no_longer(model)
                 self.end(model, "abort")
 
     def take_back(self, model, *, died):
@@ -236,14 +417,21 @@ class Machine(RuleBasedStateMachine):
         model.attempts += died
         if self.called_off(model):
             self.end(model, "abort")
-        elif model.attempts >= 3:
+        elif model.attempts == MAX_ATTEMPTS:
             self.end(model, "error")
+            self.dead.append(model)
+        else:
+            self.let_wait(model)
 
     def drop(self, worker, *, died):
-        self.workers.remove(worker)
+        del self.workers[worker]
+        self.unreserve(worker)
         for model in self.models.values():
             if model.holder is worker:
                 self.take_back(model, died=died)
+
+    def unreserve(self, worker):
+        self.reserved = {name: holder for name, holder in self.reserved.items() if holder is not worker}
 
 
 @pytest.mark.timeout(300)

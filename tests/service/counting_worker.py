@@ -1,10 +1,12 @@
 """A worker process whose engine counts instead of computing; each step waits for a line on standard input.
 
 A line is `step`, `raise`, `hang`, or `free`: from there on steps wait for nothing. Each step prints the ids it served.
+With `nowhere` for its queue it waits for one that never comes, and says so.
 """
 
 import logging
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +29,11 @@ class Output:
 class CountingEngine:
     """Draws token i of a request as a function of its seed and i, like the real one."""
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, *, free: bool = False) -> None:
         self._max_num_seqs = max_num_seqs
         self._claims: dict[str, Claim] = {}
         self._lengths: dict[str, int] = {}
-        self._free = False
+        self._free = free
 
     def add(self, claim: Claim) -> None:
         self._claims[claim.request.id] = claim
@@ -69,7 +71,7 @@ class CountingEngine:
         over = index + 1 == params.max_tokens
         if over:
             self.abort(claim.request.id)
-        token_id = (params.seed * 1_000_003 + index * 7919) % 2**31
+        token_id = count(params.seed, index)
         end = End(finish_reason="length") if over else None
         if params.logprobs is None:
             return Output(claim.request.id, (token_id,), end)
@@ -78,9 +80,25 @@ class CountingEngine:
         return Output(claim.request.id, (token_id,), end, logprobs, () if index else tuple(prompt))
 
 
+def count(seed: int, index: int) -> int:
+    return (seed * 1_000_003 + index * 7919) % 2**31
+
+
+class Nowhere:
+    """A queue that is not there, but may come."""
+
+    def register(self, _models: dict[str, str]) -> None:
+        sys.stdout.write("waiting for a queue\n")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+    def retire(self) -> None: ...
+
+
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     path, *options = sys.argv[1:]
     settings = parse_settings(WorkerSettings, {key: float(value) for key, value in (o.split("=") for o in options)})
-    worker = Worker(LinkQueue(Path(path), 20.0), CountingEngine(4), {"tiny": "r1"}, settings)
+    queue = Nowhere() if path == "nowhere" else LinkQueue(Path(path), 20.0)
+    worker = Worker(queue, CountingEngine(4), {"tiny": "r1"}, settings)
     sys.exit(run_until_stopped(worker))

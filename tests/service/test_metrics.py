@@ -82,6 +82,14 @@ def test_what_the_queue_counts_is_shown_once_however_often_it_is_read():
         assert f"minigpt_{line}\n" in text
 
 
+def test_a_queue_that_counts_from_nothing_again_takes_nothing_back():
+    metrics = GatewayMetrics(CollectorRegistry(), ["tiny"])
+    stats = QueueStats(waiting=0, running=0, waiting_tokens=0, workers=1, drain_tokens_per_s=0.0)
+    for resumed in (5, 2, 3):
+        metrics.observe_queue(msgspec.structs.replace(stats, resumed=resumed))
+    assert "minigpt_requests_resumed_total 8.0\n" in metrics.render().decode()
+
+
 def test_tokens_that_come_together_share_their_latency():
     metrics = GatewayMetrics(CollectorRegistry(), ["tiny"])
     metrics.models["tiny"].go_on(4, 0.02)

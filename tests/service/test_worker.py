@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.config import QueueSettings
 from service.protocol import End, Request, SamplingParams, TokenLogprobs
-from service.queue.link import serve_link
+from service.queue.link import FrameError, serve_link
 from service.queue.local import LocalQueue
 
 SCRIPT = Path(__file__).parent / "counting_worker.py"
@@ -29,11 +29,14 @@ def undisturbed(request: Request) -> list[int]:
 
 
 class RecordingQueue(LocalQueue):
-    """Counts renewals, which no other face shows."""
+    """Counts renewals, which no other face shows; may be gone."""
 
     num_renewals = 0
+    is_gone = False
 
     def renew(self, worker: str) -> bool:
+        if self.is_gone:
+            raise FrameError("closed as by a gateway that dies")
         self.num_renewals += 1
         return super().renew(worker)
 
@@ -167,7 +170,7 @@ def test_log_probabilities_come_once_and_in_order_though_their_worker_was_killed
     asyncio.run(scenario())
 
 
-def test_a_worker_that_was_paused_past_its_lease_writes_no_more():
+def test_a_worker_that_was_paused_past_its_lease_writes_no_more_and_serves_the_next():
     async def scenario():
         request = make_request("a")
         async with open_gateway(lease_s=1.0) as gateway:
@@ -175,14 +178,19 @@ def test_a_worker_that_was_paused_past_its_lease_writes_no_more():
             paused = await gateway.start_worker(lease_s=1.0)
             await step_until(paused, stream, 1)
             paused.send_signal(signal.SIGSTOP)
-            await gateway.start_worker("free", lease_s=1.0)
+            other = await gateway.start_worker("free", lease_s=1.0)
             await require_undisturbed(stream, request)
+            other.kill()
             await order(paused, "free")
             paused.send_signal(signal.SIGCONT)
-            _, told = await paused.communicate()
-            assert paused.returncode == 1
-            assert b"lease was lost" in told
+            later = make_request("b", seed=6)
+            [next_stream] = await gateway.submit(later)
+            await require_undisturbed(next_stream, later)
             assert stream.token_ids == undisturbed(request)
+            paused.terminate()
+            _, told = await paused.communicate()
+            assert paused.returncode == 0
+            assert told.count(b"the lease was lost") == 1
 
     asyncio.run(scenario())
 
@@ -332,10 +340,21 @@ def test_without_its_queue_a_worker_ends():
             worker = await gateway.start_worker(lease_s=1.0)
             while not (await gateway.queue.stats()).workers:
                 await asyncio.sleep(0.01)
-            gateway.queue.lose("worker-1")
+            gateway.queue.is_gone = True
             _, told = await worker.communicate()
             assert worker.returncode == 1
-            assert b"lease was lost" in told
+            assert b"is gone" in told
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_waits_for_a_queue_leaves_on_sigterm():
+    async def scenario():
+        pipe = asyncio.subprocess.PIPE
+        worker = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), "nowhere", stdout=pipe)
+        await worker.stdout.readline()
+        worker.terminate()
+        assert await worker.wait() == 0
 
     asyncio.run(scenario())
 

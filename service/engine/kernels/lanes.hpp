@@ -148,12 +148,13 @@ template <class E, class Value>
 INLINE float pack_row(int64_t n, Lane* to, Value value) {
     float scale = 1;
     if constexpr (E::QUANTIZES) {
-        Vec most{};
+        Vec most{}, zeros{};
         for (int64_t i = 0; i < n; i += W) {
             const Vec x = value(i), size = x < 0 ? -x : x;
             most = size > most ? size : most;
+            zeros += x * 0.0f;  // NaN where x is not finite, which comparisons and integers would hide
         }
-        scale = std::max(largest(most), 1e-30f) / 127;
+        scale = std::max(largest(most), 1e-30f) / 127 + sum(zeros);
     }
     for (int64_t i = 0; i < n; i += W) E::pack(value(i), 1 / scale, to + i / E::WIDTH);
     return scale;

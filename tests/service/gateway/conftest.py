@@ -15,8 +15,9 @@ from fastapi import FastAPI
 
 from service.config import GatewaySettings, QueueSettings
 from service.detokenizer import TextStream
-from service.gateway.admission import ServedModel
 from service.gateway.app import create_app
+from service.gateway.key_ring import KeyRing
+from service.gateway.models import ServedModel
 from service.gateway.server import GatewayServer, make_server
 from service.protocol import Claim, Emission, EmitStatus, End, FinishReason, Request, TokenLogprobs
 from service.queue.local import LocalQueue
@@ -60,7 +61,7 @@ class ScriptedEngine:
     async def run(self, worker: str = "w") -> None:
         self._home.register(worker, {MODEL.name: MODEL.revision})
         async with asyncio.TaskGroup() as group:
-            while True:
+            while self._home.renew(worker):
                 for claim in await self._home.claim(worker, 64, wait_s=0.2):
                     self.claimed.put(claim)
                     group.create_task(self._answer(worker, claim))
@@ -135,6 +136,7 @@ class Gateway:
     app: FastAPI
     server: GatewayServer
     engine: ScriptedEngine
+    home: LocalQueue
     loop: asyncio.AbstractEventLoop = field(repr=False)
 
     def generate(self, **body: object) -> httpx.Response:
@@ -155,7 +157,12 @@ StartGateway = Callable[..., AbstractContextManager[Gateway]]
 
 @contextlib.contextmanager
 def run_gateway(
-    *, with_worker: bool = True, queue_settings: QueueSettings | None = None, **settings: object
+    *,
+    with_worker: bool = True,
+    queue_settings: QueueSettings | None = None,
+    keys: KeyRing | None = None,
+    keeps_cut: bool = False,
+    **settings: object,
 ) -> Iterator[Gateway]:
     home = LocalQueue(queue_settings or QueueSettings())
     engine = ScriptedEngine(home)
@@ -173,8 +180,8 @@ def run_gateway(
         await asyncio.wait(tasks)
 
     limits = GatewaySettings(**({"drain_s": 0.1} | settings))
-    app = create_app(home, [MODEL], limits, lifespan=lifespan)
-    server = make_server(app, limits)
+    app = create_app(home, [MODEL], limits, keys=keys, lifespan=lifespan)
+    server = make_server(app, limits, keeps_cut=keeps_cut)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -184,7 +191,7 @@ def run_gateway(
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
             while with_worker and client.get("/readyz").status_code != 200:
                 pass
-            yield Gateway(port, client, app, server, engine, loop)
+            yield Gateway(port, client, app, server, engine, home, loop)
     finally:
         server.should_exit = True
         thread.join(30)

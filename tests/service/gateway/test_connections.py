@@ -125,6 +125,22 @@ def test_a_client_that_reads_nothing_is_closed_and_its_sequence_ends(hasty):
         hasty.engine.wait_for_cancels(hasty.engine.wait_for_claims("endless unread"))
 
 
+def test_for_a_client_that_reads_slowly_little_is_kept_here(start_gateway):
+    with start_gateway(write_timeout_s=60) as gateway, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", gateway.port))
+        connection.sendall(request_bytes({"prompt": "endless slow", "stream": True}))
+        ((request_id, _),) = gateway.engine.wait_for_claims("endless slow").items()
+        connections = gateway.server.server_state.connections
+        while not (slow := [one for one in list(connections) if one.flow.write_paused]):
+            pass
+        with gateway.client.stream("GET", f"/streams/{request_id.removesuffix('-0')}") as answer:
+            read_lines = answer.iter_lines()
+            for _ in range(1000):  # frames that go to another meanwhile
+                next(read_lines)
+        assert slow[0].transport.get_write_buffer_size() < 200_000
+
+
 def test_a_long_silence_is_bridged_by_comments(hasty):
     with hasty.connect() as connection:
         connection.sendall(request_bytes({"prompt": "mute", "stream": True}))

@@ -17,6 +17,16 @@ def read_stream(text: str) -> tuple[list[dict], list[str]]:
     return [json.loads(match[2]) for match in matches], [match[1] for match in matches]
 
 
+def count_places(frames: list[dict], num_choices: int) -> list[str]:
+    """What each frame's id must tell: the tokens of every choice so far, and which have ended."""
+    counts, ends, places = [0] * num_choices, [""] * num_choices, []
+    for frame in frames:
+        counts[frame["index"]] += len(frame["token_ids"])
+        ends[frame["index"]] = "e" if frame["finish_reason"] else ""
+        places.append(".".join(f"{count}{end}" for count, end in zip(counts, ends, strict=True)))
+    return places
+
+
 def test_answer_has_text_tokens_reasons_usage_seed_and_timings(gateway):
     answer = gateway.generate(prompt="Once", max_tokens=9, seed=7)
     assert answer.status_code == 200
@@ -78,11 +88,8 @@ def test_stream_has_the_same_text_tokens_and_ends(gateway, body):
         for key in choice["logprobs"] or ():
             assert [entry for frame in own for entry in frame["logprobs"][key]] == choice["logprobs"][key]
         assert choice["logprobs"] or not any(frame["logprobs"] for frame in own)
-    counted = 0
-    for frame, frame_id in zip(frames, ids, strict=True):
-        counted += len(frame["token_ids"])
-        assert frame["id"] == stream.headers["x-request-id"]
-        assert frame_id == f"{frame['id']}-{counted}"
+    assert {frame["id"] for frame in frames} == {stream.headers["x-request-id"]}
+    assert ids == [f"{frames[0]['id']}-{place}" for place in count_places(frames, len(whole.json()["choices"]))]
     assert frames[-1]["usage"] == whole.json()["usage"]
     assert frames[-1]["seed"] == 3
     assert "timings" in frames[-1]
@@ -155,8 +162,9 @@ def test_requests_are_named_after_the_answer_and_carry_its_parameters(gateway):
         assert (request.params.seed, request.params.temperature, request.params.top_k) == (5, 0, None)
         assert (request.params.top_p, request.params.min_p) == (0.5, 0)
         assert request.params.logit_bias == {65: -100}
-        assert request.deadline is not None
-        assert request.revision == "sha256:0"
+        assert request.deadline_s == 60
+        assert (request.revision, request.tenant, request.priority) == ("sha256:0", "", "normal")
+        assert (request.num_choices, request.echo) == (2, False)
 
 
 def test_a_temperature_that_would_overflow_is_none(gateway):

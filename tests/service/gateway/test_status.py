@@ -63,6 +63,23 @@ def test_being_busy_is_no_reason_to_be_red(start_gateway):
         assert gateway.client.get("/readyz").status_code == 200
 
 
+def test_the_queue_tells_what_waits_and_how_long_it_may_take(start_gateway):
+    with start_gateway() as gateway:
+        told = gateway.client.get("/queue").json()
+        assert told == {
+            "waiting": 0,
+            "running": 0,
+            "waiting_tokens": 0,
+            "workers": 1,
+            "drain_tokens_per_s": 0.0,
+            "estimated_wait_s": None,
+        }
+        gateway.generate(prompt="a", max_tokens=200)
+        told = gateway.client.get("/queue").json()
+        assert told["drain_tokens_per_s"] > 0
+        assert told["estimated_wait_s"] == 0
+
+
 def test_metrics_tell_arrivals_ends_tokens_and_times(start_gateway):
     with start_gateway() as gateway:
         gateway.generate(prompts=["a", "bc"], max_tokens=5)

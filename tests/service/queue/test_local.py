@@ -97,13 +97,49 @@ def test_what_has_no_room_with_one_goes_to_another_who_waits():
     asyncio.run(scenario())
 
 
-def test_an_ended_request_keeps_no_prompt():
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_claim_that_waits_says_nothing_of_the_life_of_its_worker():
     async def scenario():
-        queue = LocalQueue(QueueSettings())
-        await queue.submit([make_request("a", num_prompt=1000)])
-        await queue.cancel("a")
-        assert queue._entries["a"].request.token_ids == ()
-        assert (await queue.stats()).waiting_tokens == 0
+        settings, clock = QueueSettings(), Clock()
+        queue = LocalQueue(settings, clock)
+        queue.register("asleep", {"tiny": "r1"})
+        waiting = asyncio.create_task(queue.claim("asleep", 8, wait_s=1e6))
+        await asyncio.sleep(0)
+        clock.now += settings.lease_s / 2
+        await queue.submit([make_request("other", model="big")])  # which makes every claim look again
+        await asyncio.sleep(0)
+        clock.now += settings.lease_s / 2
+        queue.reap()
+        assert await waiting == []
+        assert (await queue.stats()).workers == 0
+
+    asyncio.run(scenario())
+
+
+def test_one_that_works_a_last_chance_off_has_no_share_in_what_others_wait_for():
+    async def scenario():
+        queue = LocalQueue(QueueSettings(max_attempts=2))
+        queue.register("doomed", {"tiny": "r1"})
+        await queue.submit([make_request("last")])
+        await queue.claim("doomed", 1, wait_s=0)
+        queue.lose("doomed")
+        for worker in "ab":
+            queue.register(worker, {"tiny": "r1"})
+        assert len(await queue.claim("a", 8, wait_s=0)) == 1
+        await queue.submit([make_request(f"r{i}") for i in range(3)])
+        assert len(await queue.claim("b", 8, wait_s=0)) == 3
+        waiting = [asyncio.create_task(queue.claim(worker, 8, wait_s=1e6)) for worker in "ab"]
+        await asyncio.sleep(0)
+        await queue.submit([make_request("s")])
+        assert len(await waiting[1]) == 1
+        waiting[0].cancel()
 
     asyncio.run(scenario())
 
@@ -113,12 +149,12 @@ def test_a_watcher_that_leaves_is_forgotten():
         queue = LocalQueue(QueueSettings())
         await queue.submit([make_request("a")])
         queue.register("worker", {"tiny": "r1"})
-        watcher = queue.watch(["a"])
-        waiting = asyncio.create_task(anext(watcher))
+        entry = queue._answers.require("a")
+        waiting = asyncio.create_task(anext(queue.watch(["a"])))
         await asyncio.sleep(0)
-        assert len(queue._entries["a"].watchers) == 1
+        assert len(entry.watchers) == 1
         waiting.cancel()
         await asyncio.wait([waiting])
-        assert not queue._entries["a"].watchers
+        assert not entry.watchers
 
     asyncio.run(scenario())

@@ -1,0 +1,1 @@
+"""The commands of the service: they choose implementations and wire them."""

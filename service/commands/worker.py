@@ -1,0 +1,123 @@
+"""The command `minigpt worker`: an engine that works for a queue. Only this command imports torch."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.commands.homes import open_worker_queue
+from service.commands.options import (
+    ENGINE,
+    WORKER,
+    DeviceOption,
+    DrainOption,
+    DtypeOption,
+    KernelsOption,
+    KvCacheOption,
+    LeaseOption,
+    LogFormatOption,
+    LogLevelOption,
+    NumSeqsOption,
+    PrefixCachingOption,
+    QueueOption,
+    SpeculationOption,
+    StepTokensOption,
+    find_folders,
+    start_process,
+)
+from service.config import EngineSettings, WorkerSettings, parse_settings
+from service.errors import SettingError, Unavailable
+from service.worker import EXIT_FAILED, SPIN_COUNT, Worker, run_until_stopped
+from training.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from service.engine.engine import Engine
+    from service.metrics import WorkerMetrics
+
+logger = logging.getLogger(__name__)
+
+
+def worker(
+    queue: QueueOption,
+    model: Annotated[
+        str | None, typer.Option(metavar="[NAME=]FOLDER", help="Checkpoint to compute with. Default: the bundled one.")
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Of the container, which has one worker at a time. Default: there, the host's name.")
+    ] = "",
+    device: DeviceOption = ENGINE.device,
+    dtype: DtypeOption = ENGINE.dtype,
+    kernels: KernelsOption = ENGINE.kernels,
+    max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
+    max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
+    prefix_caching: PrefixCachingOption = ENGINE.prefix_caching,
+    speculation: SpeculationOption = ENGINE.speculation,
+    kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
+    drain_s: DrainOption = WORKER.drain_s,
+    lease_s: LeaseOption = WORKER.lease_s,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics, for Prometheus and probes; 0: none.")] = 0,
+    metrics_host: Annotated[str, typer.Option(help="Address of /metrics; 0.0.0.0: all.")] = "127.0.0.1",
+    log_level: LogLevelOption = "info",
+    log_format: LogFormatOption = "plain",
+) -> None:
+    """Compute for the gateways behind --queue; `serve` starts workers of its own."""
+    options = dict(locals())
+    start_process(log_level, log_format)
+    worker_settings, engine_settings = parse_settings(WorkerSettings, options), parse_settings(EngineSettings, options)
+    [(model_name, folder)] = find_folders([model] if model else None).items()
+    try:
+        home = open_worker_queue(queue, worker_settings.lease_s, name or _container_name())
+    except Unavailable as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(EXIT_FAILED) from error
+    os.environ.setdefault(*SPIN_COUNT)
+    from service.engine.loading import load_engine
+
+    engine = load_engine(folder, engine_settings)
+    logger.info("%s: %s", model_name, engine.info)
+    metrics = _serve_metrics(model_name, metrics_host, metrics_port)
+    models = {model_name: read_manifest(folder, verify=False).revision}
+    working = Worker(home, engine, models, worker_settings, on_step=_step_observer(engine, metrics))
+    raise typer.Exit(run_until_stopped(working))
+
+
+def _container_name() -> str:
+    """Return the name of the container that this process is the first of; "" where it is none's."""
+    return socket.gethostname() if os.getpid() == 1 else ""
+
+
+def _serve_metrics(model: str, host: str, port: int) -> "WorkerMetrics":
+    """Return what counts for `model`, and show it on `port`, at any path, unless that is 0."""
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from service.metrics import WorkerMetrics
+
+    registry = CollectorRegistry()
+    if port:
+        try:
+            start_http_server(port, host, registry)
+        except (OSError, OverflowError) as error:
+            raise SettingError(f"cannot listen on {host}:{port}: {error}; choose another --metrics-port") from error
+    return WorkerMetrics(registry, model)
+
+
+def _step_observer(engine: "Engine", metrics: "WorkerMetrics") -> Callable[[float], None]:
+    info = engine.info
+    metrics.describe(device=info.device, kernels=info.kernels, dtype=info.dtype, exact=info.exact)
+
+    def observe(seconds: float) -> None:
+        step = engine.last_step
+        metrics.step(
+            seconds,
+            step.batch_size,
+            step.kv_cache_usage,
+            num_preempted=step.num_preempted,
+            num_queried_tokens=step.num_queried_tokens,
+            num_found_tokens=step.num_found_tokens,
+        )
+
+    return observe

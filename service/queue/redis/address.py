@@ -1,0 +1,93 @@
+"""Where a queue in Redis is: its URL read, refused or shown; the clients that lead there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from service.errors import SettingError
+
+SCHEMES = ("redis", "rediss", "redis+sentinel")
+SENTINEL_PORT = 26379
+EXAMPLES = "redis://host:6379/0, rediss://user:password@host:6379/0 or redis+sentinel://host:26379,host:26379/service/0"
+CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError)
+"""What passes when the server is back, or another has taken its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL of one of `SCHEMES`, once it is known to be one.
+
+    Raises:
+        SettingError: it is none; the message has no password.
+    """
+
+    url: str
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            path = parts.path.strip("/").split("/")
+            service = path.pop(0) if parts.scheme == "redis+sentinel" else "none"
+            valid = parts.scheme in SCHEMES and parts.hostname and service and int("/".join(path) or 0) >= 0
+            valid = valid and (parts.scheme == "redis+sentinel" or parts.port != 0)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise SettingError(f"queue: {redact(self.url)} is no address of a Redis; write e.g. {EXAMPLES}")
+
+    def __str__(self) -> str:
+        return redact(self.url)
+
+    def connect(self, timeout_s: float) -> "redis.Redis":
+        """Return a client that tries each command once and waits `timeout_s` for its reply."""
+        options = _options(timeout_s) | {"retry": Retry(NoBackoff(), 0)}
+        if not self._is_sentinel:
+            return redis.Redis.from_url(self.url, **options)
+        return self._find_primary(Sentinel, options)
+
+    def connect_async(self, timeout_s: float) -> "redis.asyncio.Redis":
+        """Return the same for an event loop."""
+        options = _options(timeout_s) | {"retry": AsyncRetry(NoBackoff(), 0)}
+        if not self._is_sentinel:
+            return redis.asyncio.Redis.from_url(self.url, **options)
+        return self._find_primary(AsyncSentinel, options)
+
+    @property
+    def _is_sentinel(self) -> bool:
+        return self.url.startswith("redis+sentinel://")
+
+    def _find_primary(self, kind: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - of either client
+        """Return a client of whichever server the sentinels call the primary, asked again at each connection."""
+        parts = urlsplit(self.url)
+        service, _, database = parts.path.strip("/").partition("/")
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        sentinels = [(host, int(port or SENTINEL_PORT)) for host, _, port in map(_split_port, hosts.split(","))]
+        known = {"username": unquote(user) or None, "password": unquote(password) or None, "db": int(database or 0)}
+        return kind(sentinels, sentinel_kwargs=options).master_for(service, **known, **options)
+
+
+def redact(url: str) -> str:
+    """Return `url` without its password and its parameters."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    credentials, at, hosts = authority.rpartition("@")
+    user = credentials.partition(":")[0] + ":***" if at else ""
+    return f"{scheme}{separator}{user}{at}{hosts}{slash}{path.partition('?')[0]}"
+
+
+def _split_port(host: str) -> tuple[str, str, str]:
+    return host.partition(":")
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}

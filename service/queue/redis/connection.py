@@ -1,0 +1,107 @@
+"""A gateway's way to the server: it refuses at once while the server is away, and finds out when it is back."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from service.errors import Unavailable
+from service.queue.redis.address import CONNECTION_ERRORS, Address
+from service.queue.redis.library import Argument, call_async
+
+ANSWER_WITHIN_S = 1.0
+"""Seconds in which the server must answer."""
+PROBE_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Connection:
+    """Calls verbs; works between entering and leaving its context.
+
+    Args:
+        address: Of the server.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.client = address.connect_async(ANSWER_WITHIN_S)
+        self.is_down = False
+        """Whether the last call or probe had no answer."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "Connection":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._tasks:  # the client may take a cancellation for its own time-out, and swallow it
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=0.1)
+        await self.client.aclose()
+
+    async def call(self, verb: str, *args: Argument) -> Any:  # noqa: ANN401 - as Redis answers
+        """Call a verb, and once more if the connection broke: every verb says the same twice.
+
+        Raises:
+            Unavailable: no answer in time, or none to the last probe.
+        """
+        if self.is_down:
+            raise self.unavailable()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                try:
+                    return await self._try(verb, args)
+                except CONNECTION_ERRORS:
+                    return await self._try(verb, args)
+        except (*CONNECTION_ERRORS, TimeoutError) as error:
+            self._go_down(error)
+            raise self.unavailable() from None
+
+    async def persist(self, verb: str, *args: Argument, for_s: float) -> Any:  # noqa: ANN401 - as Redis answers
+        """Call a verb that says the same twice, again and again until it is answered.
+
+        Raises:
+            Unavailable: not within `for_s` seconds.
+        """
+        try:
+            async with asyncio.timeout(for_s):
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        return await self.call(verb, *args)
+                    await asyncio.sleep(PROBE_EVERY_S / 10)
+        except TimeoutError:
+            raise self.unavailable() from None
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let `work` run beside, up to the end of the context at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def unavailable(self) -> Unavailable:
+        """Return the error of a server that is away."""
+        return Unavailable("the queue cannot be reached; retry shortly", retry_after_s=PROBE_EVERY_S)
+
+    async def _try(self, verb: str, args: Sequence[Argument]) -> Any:  # noqa: ANN401 - as Redis answers
+        try:
+            return await call_async(self.client, verb, args)
+        except RuntimeError as error:  # uvloop's word for a connection that the other side has reset
+            await self.client.connection_pool.disconnect()
+            raise ConnectionResetError from error
+
+    def _go_down(self, error: BaseException) -> None:
+        if not self.is_down:
+            self.is_down = True
+            logger.warning("the queue at %s cannot be reached: %s", self.address, type(error).__name__)
+            self.start(self._probe())
+
+    async def _probe(self) -> None:
+        while self.is_down:
+            await asyncio.sleep(PROBE_EVERY_S)
+            with contextlib.suppress(*CONNECTION_ERRORS, TimeoutError):
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    await self._try("stats", ())
+                self.is_down = False
+        logger.info("the queue at %s is back", self.address)

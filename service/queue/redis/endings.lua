@@ -1,0 +1,125 @@
+-- How a request ends, and how news of it travels.
+
+-- msgpack by hand where a part of it is opaque: a pair or an array of values that are encoded already.
+local function packed_float(value)
+  return '\203' .. struct.pack('>d', value)
+end
+
+local function packed_array(values)
+  return '\221' .. struct.pack('>I4', #values) .. table.concat(values)
+end
+
+local function tell(news)
+  for gateway, updates in pairs(news) do
+    call('PUBLISH', P .. ':gw:' .. gateway, packed_array(updates))
+  end
+end
+
+-- Note `update`, a msgpack Update, for each gateway that watches, with the seconds that its request was queued.
+local function note(news, gateways, queued, update)
+  local entry = '\146' .. packed_float(tonumber(queued) or 0) .. update
+  for gateway in string.gmatch(gateways, '%S+') do
+    news[gateway] = news[gateway] or {}
+    table.insert(news[gateway], entry)
+  end
+end
+
+local function leave_worker(r)
+  call('SREM', P .. ':own:' .. r.worker, r.id)
+  if is_last_chance(r) then
+    call('HDEL', P .. ':w:' .. r.worker, 'alone')
+  end
+  count_running(-1)
+end
+
+-- Close a request that neither waits nor runs any more.
+local function close(r, packed_end)
+  local queued = r.queued ~= '' and r.queued or NOW - r.submitted
+  call('HSET', P .. ':r:' .. r.id, 'end', packed_end, 'worker', '', 'queued', queued)
+  call('ZREM', P .. ':deadlines', r.id)
+  for _, kind in ipairs({':r:', ':b:', ':p:', ':t:', ':l:', ':s:'}) do
+    call('PEXPIRE', P .. kind .. r.id, r.keep)
+  end
+end
+
+-- Close a request by the queue's own decision, and say so.
+local function call_off(r, ending)
+  close(r, cmsgpack.pack(ending))
+  local base = call('STRLEN', P .. ':t:' .. r.id) / 4
+  local news = {}
+  note(news, r.gateways, r.queued, cmsgpack.pack({id = r.id, base = base, token_ids = {}, ['end'] = ending}))
+  tell(news)
+end
+
+-- The end that awaits `r` when nobody wants it any more.
+local function unwanted(r)
+  if r.cancelled == '1' then
+    return {finish_reason = 'abort'}
+  elseif r.deadline <= NOW then
+    return {finish_reason = 'abort', deadline_passed = true}
+  end
+end
+
+local function quarantine(r)
+  local entry = '\147' .. call('GET', P .. ':b:' .. r.id) .. cmsgpack.pack(r.attempts) .. packed_float(NOW)
+  call('LPUSH', P .. ':dead', entry)
+  call('LTRIM', P .. ':dead', 0, MAX_DEAD - 1)
+  keep_shared(P .. ':dead')
+  count('quarantined', 1)
+  call_off(r, {finish_reason = 'error', quarantined = true, error = r.attempts .. QUARANTINE_ERROR})
+  call('DEL', P .. ':p:' .. r.id)
+end
+
+-- Take a request from its worker, which died with it for certain or not: it waits again, or ends.
+local function take_back(r, died)
+  leave_worker(r)
+  r.epoch, r.worker = r.epoch + 1, ''
+  r.attempts = r.attempts + (died and 1 or 0)
+  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', '', 'attempts', r.attempts)
+  local ending = unwanted(r)
+  if ending then
+    call_off(r, ending)
+  elseif r.attempts >= r.max then
+    quarantine(r)
+  else
+    enqueue(r)
+  end
+end
+
+local function renew_lease(worker, lease_s)
+  if not call('ZSCORE', P .. ':workers', worker) then
+    return false
+  end
+  call('ZADD', P .. ':workers', NOW + lease_s, worker)
+  return true
+end
+
+local function lines_of(worker)
+  local lines = {}
+  for line in string.gmatch(call('HGET', P .. ':w:' .. worker, 'lines') or '', '%S+') do
+    table.insert(lines, line)
+  end
+  return lines
+end
+
+-- Let others prepare for the last chances for which `worker` was reserved.
+local function drop_reservations(worker)
+  for _, line in ipairs(lines_of(worker)) do
+    if call('GET', P .. ':reserved:' .. line) == worker then
+      call('DEL', P .. ':reserved:' .. line)
+    end
+  end
+end
+
+local function drop_worker(worker, died)
+  for _, id in ipairs(call('SMEMBERS', P .. ':own:' .. worker)) do
+    local r = load(id)
+    if r then
+      take_back(r, died)
+    end
+  end
+  drop_reservations(worker)
+  call('ZREM', P .. ':workers', worker)
+  call('HDEL', P .. ':idle', worker)
+  call('DEL', P .. ':w:' .. worker, P .. ':own:' .. worker)
+end

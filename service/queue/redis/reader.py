@@ -1,0 +1,145 @@
+"""One who reads a request's log along: from hints while they are without gaps, else from the log itself."""
+
+import asyncio
+from array import array
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+
+from service.errors import Diverged, NotFound
+from service.protocol import End, TokenLogprobs, Update
+
+MAX_HINTS = 256
+"""Hints kept for one who does not come to read them; beyond, the log keeps them."""
+
+
+class LogState(NamedTuple):
+    """What Redis has of a request, from some token on."""
+
+    length: int
+    """Tokens in the log."""
+    tokens: bytes
+    logprobs: list[bytes]
+    prompt_logprobs: bytes | None
+    queued_s: bytes
+    end: bytes | None
+
+
+class Reader:
+    """Yields each token once, in order, and notices when one comes again as another.
+
+    Args:
+        request_id: Whose log.
+        news: Set whenever there is something to take.
+    """
+
+    def __init__(self, request_id: str, news: asyncio.Event) -> None:
+        self.id = request_id
+        self.news = news
+        self.must_read_log = True
+        self.has_ended = False
+        self._seen = array("I")
+        self._knows_prompt = False
+        self._is_behind = False
+        """Whether the log was found shorter than what was yielded."""
+        self._hints: deque[tuple[Update, float]] = deque()
+        self._ready: Update | None = None
+
+    @property
+    def reads_from(self) -> int:
+        """The first token that a reading of the log should have."""
+        return 0 if self._is_behind else len(self._seen)
+
+    def doubt(self) -> None:
+        """Take hints for lost: the log is read next."""
+        self.must_read_log = True
+        self.news.set()
+
+    def hear(self, update: Update, queued_s: float) -> None:
+        """Keep a hint."""
+        if len(self._hints) >= MAX_HINTS:
+            self._hints.clear()
+            self.must_read_log = True
+        self._hints.append((update, queued_s))
+        self.news.set()
+
+    def read_log(self, state: LogState | None) -> None:
+        """Take what the log has; None: nothing is known of the request.
+
+        Raises:
+            NotFound: it is not there.
+            Diverged: other tokens stand where some were yielded.
+        """
+        if state is None:
+            raise NotFound(f"no request '{self.id}': it ended too long ago, was lost with the queue, or never was")
+        base, self.must_read_log = self.reads_from, False
+        self._is_behind = state.length < len(self._seen)
+        logged = Update(
+            id=self.id,
+            base=base,
+            token_ids=tuple(array("I", state.tokens)),
+            end=None if state.end is None else msgspec.msgpack.decode(state.end, type=End),
+            logprobs=tuple(msgspec.msgpack.decode(entry, type=TokenLogprobs) for entry in state.logprobs),
+            prompt_logprobs=_prompt_logprobs(state.prompt_logprobs),
+        )
+        self._ready = self._advance(logged, float(state.queued_s or 0))
+
+    def take(self) -> Update | None:
+        """Return what is new, as one update; None if nothing is.
+
+        Raises:
+            Diverged: other tokens stand where some were yielded.
+        """
+        parts = [] if self._ready is None else [self._ready]
+        self._ready = None
+        while self._hints and not self.has_ended and not self.must_read_log:
+            update, queued_s = self._hints.popleft()
+            part = self._advance(update, queued_s)
+            if part is not None:
+                parts.append(part)
+        return _join(parts) if parts else None
+
+    def _advance(self, update: Update, queued_s: float) -> Update | None:
+        """Return what is new in `update`; None when nothing is, or when something before it is missing."""
+        num_seen = len(self._seen)
+        if update.base > num_seen:
+            self.must_read_log = True
+            return None
+        known = update.token_ids[: num_seen - update.base]
+        is_short = update.end is not None and update.base + len(update.token_ids) < num_seen
+        if tuple(self._seen[update.base : update.base + len(known)]) != known or is_short:
+            raise Diverged("tokens that were sent came again otherwise; ask again")
+        token_ids = update.token_ids[len(known) :]
+        prompt_logprobs = () if self._knows_prompt else update.prompt_logprobs
+        if not token_ids and update.end is None and not prompt_logprobs:
+            return None
+        self._knows_prompt |= bool(prompt_logprobs)
+        self._seen.extend(token_ids)
+        self._is_behind = False
+        self.has_ended = update.end is not None
+        return Update(
+            id=self.id,
+            base=num_seen,
+            token_ids=token_ids,
+            end=update.end,
+            logprobs=update.logprobs[len(known) :],
+            prompt_logprobs=prompt_logprobs,
+            queued_s=queued_s,
+        )
+
+
+def _join(parts: list[Update]) -> Update:
+    if len(parts) == 1:
+        return parts[0]
+    return msgspec.structs.replace(
+        parts[-1],
+        base=parts[0].base,
+        token_ids=tuple(id_ for part in parts for id_ in part.token_ids),
+        logprobs=tuple(entry for part in parts for entry in part.logprobs),
+        prompt_logprobs=tuple(entry for part in parts for entry in part.prompt_logprobs),
+    )
+
+
+def _prompt_logprobs(packed: bytes | None) -> tuple[TokenLogprobs, ...]:
+    return () if packed is None else msgspec.msgpack.decode(packed, type=tuple[TokenLogprobs, ...])

@@ -1,0 +1,274 @@
+-- What workers call. Every verb is one atomic step, by the server's own time.
+
+-- args: worker, lease_s, identity, revisions, lines. What it held before goes to others.
+local function register(keys, args)
+  begin(keys)
+  local worker = args[1]
+  drop_worker(worker, false)
+  call('ZADD', P .. ':workers', NOW + args[2], worker)
+  call('HSET', P .. ':w:' .. worker, 'identity', args[3], 'revisions', args[4], 'lines', args[5])
+  keep_shared(P .. ':workers', P .. ':w:' .. worker, P .. ':n')
+end
+
+-- How many of what waits are for this worker, so that all who found nothing lately hold as many.
+local function fair_share(worker, lines, held)
+  local waiting, served = 0, {}
+  for _, line in ipairs(lines) do
+    waiting, served[line] = waiting + tonumber(call('HGET', P .. ':lines', line) or 0), true
+  end
+  local total, takers = waiting + held, 1
+  for _, other in ipairs(call('HKEYS', P .. ':idle')) do
+    local alike = false
+    for _, line in ipairs(other ~= worker and lines_of(other) or {}) do
+      alike = alike or served[line]
+    end
+    if alike then
+      total, takers = total + call('SCARD', P .. ':own:' .. other), takers + 1
+    end
+  end
+  return math.max(0, math.ceil(total / takers) - held)
+end
+
+local function hand_over(r, worker)
+  leave_line(r, true)
+  r.epoch = r.epoch + 1
+  local queued = r.queued ~= '' and r.queued or NOW - r.submitted
+  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', worker, 'queued', queued)
+  call('SADD', P .. ':own:' .. worker, r.id)
+  keep_shared(P .. ':own:' .. worker)
+  count_running(1)
+  if r.epoch > 1 then
+    count('resumed', 1)
+  end
+  return r.id
+end
+
+-- What a worker is told of requests that it holds; others are left out.
+local function described(worker, ids)
+  local claims = {}
+  for _, id in ipairs(ids) do
+    local r = load(id)
+    if r and r.worker == worker then
+      local body, prompt = call('GET', P .. ':b:' .. id), call('GET', P .. ':p:' .. id)
+      table.insert(claims, {r.epoch, body, prompt, call('GET', P .. ':t:' .. id) or ''})
+    end
+  end
+  return claims
+end
+
+-- What `r` ends with instead of being claimed: true when it did.
+local function is_called_off(r)
+  local ending = unwanted(r)
+  if ending then
+    leave_line(r, false)
+    call_off(r, ending)
+  end
+  return ending ~= nil
+end
+
+-- The request with a last chance that this worker must take alone, and whether one keeps it from taking others.
+local function last_chance(worker, lines, held)
+  for _, line in ipairs(lines) do
+    local id = first_of(P .. ':last:', {line})
+    local r = id and load(id)
+    if r and not is_called_off(r) then
+      call('SET', P .. ':reserved:' .. line, worker, 'NX', 'PX', SHARED_TTL_MS)
+      if call('GET', P .. ':reserved:' .. line) == worker then
+        return held == 0 and r or nil, true
+      end
+    end
+  end
+  return nil, false
+end
+
+local function num_suspects(worker)
+  local number = 0
+  for _, id in ipairs(call('SMEMBERS', P .. ':own:' .. worker)) do
+    number = number + (call('HGET', P .. ':r:' .. id, 'attempts') ~= '0' and 1 or 0)
+  end
+  return number
+end
+
+-- `capacity`: what the worker holds, and the most that it asks for.
+local function take_suspects(worker, lines, capacity, limit, ids)
+  local id = first_of(P .. ':suspects:', lines)
+  local quota = id and math.max(1, math.floor(capacity / 4)) - num_suspects(worker) or 0
+  while id and quota > 0 and #ids < limit do
+    local r = load(id)
+    if not is_called_off(r) then
+      table.insert(ids, hand_over(r, worker))
+      quota = quota - 1
+    end
+    id = first_of(P .. ':suspects:', lines)
+  end
+end
+
+-- Hand over what this worker is to have now. Answers the ids, and whether more waits for it.
+local function take(worker, limit, is_shared)
+  local lines, held, ids = lines_of(worker), call('SCARD', P .. ':own:' .. worker), {}
+  if call('HGET', P .. ':w:' .. worker, 'alone') then
+    return ids, false
+  end
+  local alone, is_kept = last_chance(worker, lines, held)
+  if alone then
+    call('HSET', P .. ':w:' .. worker, 'alone', alone.id)
+    return {hand_over(alone, worker)}, false
+  elseif is_kept then
+    return ids, false
+  end
+  local share = is_shared and math.min(limit, fair_share(worker, lines, held)) or limit
+  take_suspects(worker, lines, held + limit, share, ids)
+  local r = next_ordinary(lines)
+  while r and #ids < share do
+    if not is_called_off(r) then
+      table.insert(ids, hand_over(r, worker))
+    end
+    r = next_ordinary(lines)
+  end
+  return ids, r ~= nil and #ids < limit
+end
+
+-- args: worker, most requests, lease_s, '1' to take a fair share alone, a number of this claim: asked again under the
+-- same, because an answer was lost, it answers the same. Answers whether more waits for this worker, and the claims:
+-- epoch, body, prompt, log.
+local function claim(keys, args)
+  begin(keys)
+  local worker, about = args[1], P .. ':w:' .. args[1]
+  if not renew_lease(worker, tonumber(args[3])) then
+    return {0, {}}
+  end
+  local last = call('HMGET', about, 'claim', 'claimed')
+  if last[1] == args[5] then
+    local ids = {}
+    for id in string.gmatch(last[2], '%S+') do
+      table.insert(ids, id)
+    end
+    return {0, described(worker, ids)}
+  end
+  local ids, is_more = take(worker, tonumber(args[2]), args[4] == '1')
+  if #ids > 0 then
+    call('HSET', about, 'claim', args[5], 'claimed', table.concat(ids, ' '))
+    call('HDEL', P .. ':idle', worker)
+  else
+    call('HSET', P .. ':idle', worker, '')
+    keep_shared(P .. ':idle')
+  end
+  return {is_more and 1 or 0, described(worker, ids)}
+end
+
+-- Append an emission where the log ends. Answers whether it did end there.
+local function append(e)
+  local log = P .. ':t:' .. e.id
+  local length = #e.tokens > 0 and call('APPEND', log, e.tokens) or call('STRLEN', log)
+  if length == e.base * 4 + #e.tokens then
+    return true
+  elseif length > #e.tokens then -- the rare case pays for both: what should not have been appended goes again
+    call('SET', log, call('GETRANGE', log, 0, length - #e.tokens - 1), 'KEEPTTL')
+  else
+    call('DEL', log)
+  end
+  return false
+end
+
+-- Keep what is told beside the tokens of an emission, and see to it that nothing outlives its request.
+local function keep_beside(e)
+  local is_first = e.base == 0 and #e.tokens > 0
+  if not is_first and e.scores == '' and #e.logprobs == 0 then
+    return
+  end
+  local ttl_ms = call('PTTL', P .. ':r:' .. e.id)
+  if is_first then
+    call('PEXPIRE', P .. ':t:' .. e.id, ttl_ms)
+  end
+  if e.scores ~= '' then
+    call('SET', P .. ':s:' .. e.id, e.scores, 'NX', 'PX', ttl_ms)
+  end
+  if #e.logprobs > 0 then
+    call('RPUSH', P .. ':l:' .. e.id, unpack(e.logprobs))
+    call('PEXPIRE', P .. ':l:' .. e.id, ttl_ms)
+  end
+end
+
+-- Whether the log has these very tokens at their place: a retry.
+local function holds(e)
+  return #e.tokens == 0 or call('GETRANGE', P .. ':t:' .. e.id, e.base * 4, e.base * 4 + #e.tokens - 1) == e.tokens
+end
+
+local function emit_one(worker, e, news)
+  local r = call('HMGET', P .. ':r:' .. e.id, 'epoch', 'worker', 'cancelled', 'deadline', 'gateways', 'queued', 'end')
+  if r[1] ~= e.epoch or r[2] ~= worker then
+    return r[1] == e.epoch and e['end'] ~= '' and r[7] == e['end'] and holds(e) and 'O' or 'F'
+  elseif r[3] == '1' or tonumber(r[4]) <= NOW then
+    local whole = load(e.id)
+    leave_worker(whole)
+    call_off(whole, unwanted(whole))
+    return 'C'
+  elseif not append(e) then
+    if e['end'] == '' and holds(e) then
+      return 'O'
+    end
+    take_back(load(e.id), false)
+    return 'G'
+  end
+  keep_beside(e)
+  if e.update ~= '' then
+    note(news, r[5], r[6], e.update)
+  end
+  if e['end'] ~= '' then
+    local whole = load(e.id)
+    leave_worker(whole)
+    count('drained', whole.cost)
+    close(whole, e['end'])
+  end
+  return 'O'
+end
+
+-- args: worker, lease_s; then for each emission id, epoch, base, tokens, update ('' when there is no news), end, scores
+-- of the prompt, the number of its tokens' log-probabilities, these. Answers a letter each: O ok, C cancel, F fenced, G gap.
+local function emit(keys, args)
+  begin(keys)
+  local at, statuses, news, fenced = 3, {}, {}, 0
+  renew_lease(args[1], tonumber(args[2]))
+  while at < #args do
+    local e = {
+      id = args[at], epoch = args[at + 1], base = tonumber(args[at + 2]), tokens = args[at + 3], update = args[at + 4],
+      ['end'] = args[at + 5], scores = args[at + 6], logprobs = {},
+    }
+    local num_logprobs = tonumber(args[at + 7])
+    for i = 1, num_logprobs do
+      e.logprobs[i] = args[at + 7 + i]
+    end
+    at = at + 8 + num_logprobs
+    local status = emit_one(args[1], e, news)
+    fenced = fenced + (status == 'F' and 1 or 0)
+    table.insert(statuses, status)
+  end
+  if fenced > 0 then
+    count('fenced', fenced)
+  end
+  tell(news)
+  return table.concat(statuses)
+end
+
+-- args: worker, lease_s. Answers 1, or 0 when the lease was lost.
+local function renew(keys, args)
+  begin(keys)
+  keep_shared(P .. ':workers', P .. ':w:' .. args[1], P .. ':own:' .. args[1])
+  return renew_lease(args[1], tonumber(args[2])) and 1 or 0
+end
+
+-- args: worker. It claims no more and keeps what it has.
+local function retire(keys, args)
+  begin(keys)
+  if call('ZSCORE', P .. ':workers', args[1]) then
+    drop_reservations(args[1])
+    call('HSET', P .. ':w:' .. args[1], 'lines', '', 'revisions', EMPTY_REVISIONS)
+  end
+  call('HDEL', P .. ':idle', args[1])
+end
+
+-- args: worker. It hands back everything.
+local function release(keys, args)
+  begin(keys)
+  drop_worker(args[1], false)
+end

@@ -1,0 +1,223 @@
+"""The worker's face of a queue in Redis: blocking, and patient for as long as its lease can still hold."""
+
+import logging
+import math
+import random
+import threading
+import time
+import uuid
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from redis.client import PubSub
+
+from service.errors import LeaseLost
+from service.identity import Identity
+from service.protocol import Claim, Emission, EmitStatus, Request, Update
+from service.queue.redis.address import CONNECTION_ERRORS, Address
+from service.queue.redis.library import PREFIX, Argument, call, line_of
+
+GIVE_UP_AT = 0.66
+"""Share of a lease after which one that could not be renewed is taken for lost: before anybody else takes it so."""
+REPLY_WITHIN = 0.25
+"""Share of a lease for which a reply is waited for before the call is sent again."""
+SECOND_LOOK_S = 0.02
+"""Seconds that a worker leaves to the others what is theirs by a fair share."""
+POLL_S = 0.2
+"""Seconds after which a worker that waits looks by itself: a hint may be lost."""
+RETRY_S = (0.05, 0.5)
+"""First and last bound of the random waits between two tries."""
+
+_STATUSES = {
+    ord(letter): status
+    for letter, status in (
+        ("O", EmitStatus.OK),
+        ("C", EmitStatus.CANCEL),
+        ("F", EmitStatus.FENCED),
+        ("G", EmitStatus.GAP),
+    )
+}
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class RedisWorkerQueue:
+    """A `WorkerQueue` in Redis. A call that gets no answer is sent again: each says the same twice.
+
+    Args:
+        url: One that `Address` takes.
+        lease_s: Seconds without a word after which everything it holds is another worker's.
+        identity: Who this process is, so that others can prove its death, and it theirs.
+        clock: Seconds, monotonic.
+
+    Raises:
+        SettingError: the URL is none.
+    """
+
+    def __init__(
+        self, url: str, lease_s: float, identity: Identity, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.address = Address(url)
+        self._lease_s = lease_s
+        self._identity = identity
+        self._clock = clock
+        self._client = self.address.connect(lease_s * REPLY_WITHIN)
+        self._id = b""
+        self._renewed = clock()
+        self._num_claims = 0
+        """Of those that were answered: one that was not is asked for again by the same number."""
+        self._retired = threading.Event()
+        self._hints: PubSub | None = None
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._identities = msgspec.msgpack.Decoder(Identity)
+        self._requests = msgspec.msgpack.Decoder(Request)
+
+    def register(self, models: dict[str, str]) -> None:
+        """Say which models (name → revision) this worker serves, under a new id; waits for a queue that is away."""
+        former, self._id = self._id, uuid.uuid4().hex[:16].encode()
+        lines = " ".join(line_of(*model) for model in models.items())
+        about: list[Argument] = [self._encode(self._identity), self._encode(list(models.values())), lines]
+
+        def begin() -> None:
+            if former:
+                self._call("release", former)
+            self._reap(lambda other: self._identity.sees_dead(other) or self._identity.replaces(other))
+            self._call("register", self._id, self._lease_s, *about)
+
+        self._persist(begin, for_s=math.inf)
+
+    def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
+        """Take up to `max_requests`, in the order of `service.queue.fairness`; wait up to `wait_s` for the first."""
+        until = self._clock() + wait_s
+        is_shared = True
+        while True:
+            try:
+                more, claims = self._call(
+                    "claim", self._id, max_requests, self._lease_s, int(is_shared), self._num_claims
+                )
+                self._num_claims += 1
+                left_s = until - self._clock()
+                if claims or left_s <= 0 or self._retired.is_set():
+                    return [self._read_claim(*claim) for claim in claims]
+                is_shared = not (more and is_shared)
+                self._await_hint(min(left_s, POLL_S if is_shared else SECOND_LOOK_S))
+            except CONNECTION_ERRORS:
+                self._drop_hints()
+                left_s = max(0.0, until - self._clock())
+                if self._retired.wait(min(left_s, random.uniform(*RETRY_S))) or left_s == 0:
+                    return []
+
+    def emit(self, emissions: Sequence[Emission]) -> list[EmitStatus]:
+        """Append one step's tokens and ends, one status each; renews the lease.
+
+        Raises:
+            LeaseLost: the queue could not be told for so long that the lease must be taken for lost.
+        """
+        args: list[Argument] = [self._id, self._lease_s]
+        for emission in emissions:
+            args += self._flatten(emission)
+        return [_STATUSES[letter] for letter in self._persist(lambda: self._call("emit", *args))]
+
+    def renew(self) -> bool:
+        """Renew the lease; False when it was lost. Takes from the dead what they held."""
+
+        def beat() -> bool:
+            self._reap(self._identity.sees_dead)
+            return bool(self._call("renew", self._id, self._lease_s))
+
+        try:
+            return self._persist(beat)
+        except LeaseLost:
+            return False
+
+    def retire(self) -> None:
+        """Claim no more: a claim that waits comes back empty within `POLL_S`. What is claimed stays."""
+        self._retired.set()
+        self._persist(lambda: self._call("retire", self._id))
+
+    def release(self) -> None:
+        """Hand everything claimed back; where the queue cannot be reached, the end of the lease does it."""
+        self._retired.set()
+        try:
+            self._persist(lambda: self._call("release", self._id))
+        except LeaseLost:
+            logger.warning("the queue at %s cannot be reached: what is held waits for its lease to end", self.address)
+
+    def close(self) -> None:
+        """Close the connections: what is still claimed waits for proof of our death, or for its lease to end."""
+        self._drop_hints()
+        self._client.close()
+
+    def _call(self, verb: str, *args: Argument) -> Any:  # noqa: ANN401 - as Redis answers
+        return call(self._client, verb, args)
+
+    def _persist(self, do: Callable[[], T], for_s: float | None = None) -> T:
+        """Do it again until it is done, and count it as a renewal from when it began.
+
+        Raises:
+            LeaseLost: not within `for_s` seconds of the last renewal; by default those of `GIVE_UP_AT`.
+        """
+        last_s = self._lease_s * GIVE_UP_AT if for_s is None else for_s
+        longest_s = RETRY_S[0]
+        while True:
+            began = self._clock()
+            try:
+                reply = do()
+            except CONNECTION_ERRORS as error:
+                if longest_s == RETRY_S[0]:
+                    logger.warning("the queue at %s cannot be reached: %s", self.address, type(error).__name__)
+                if began - self._renewed > last_s:
+                    what = f"the queue at {self.address} cannot be reached ({type(error).__name__})"
+                    raise LeaseLost(f"{what}: what was claimed is taken for another worker's") from error
+                time.sleep(random.uniform(0, longest_s))
+                longest_s = min(2 * longest_s, RETRY_S[1])
+            else:
+                self._renewed = began
+                return reply
+
+    def _reap(self, is_dead: Callable[[Identity], bool]) -> None:
+        """Let the queue take back what overdue workers hold, and what those hold that `is_dead` proves dead."""
+        workers = self._call("reap")
+        told = zip(workers[::2], workers[1::2], strict=True)
+        dead = [id_ for id_, packed in told if id_ != self._id and is_dead(self._identities.decode(packed))]
+        if dead:
+            self._call("reap", *dead)
+
+    def _read_claim(self, epoch: int, body: bytes, prompt: bytes, log: bytes) -> Claim:
+        request = msgspec.structs.replace(self._requests.decode(body), token_ids=tuple(array("I", prompt)))
+        return Claim(request=request, epoch=epoch, token_ids=tuple(array("I", log)))
+
+    def _flatten(self, emission: Emission) -> list[Argument]:
+        e = emission
+        update: bytes = b""
+        if e.token_ids or e.end is not None or e.prompt_logprobs:
+            news = Update(
+                id=e.id,
+                base=e.base,
+                token_ids=e.token_ids,
+                end=e.end,
+                logprobs=e.logprobs,
+                prompt_logprobs=e.prompt_logprobs,
+            )
+            update = self._encode(news)
+        end = b"" if e.end is None else self._encode(e.end)
+        scores = self._encode(e.prompt_logprobs) if e.prompt_logprobs else b""
+        logprobs = [self._encode(entry) for entry in e.logprobs]
+        return [e.id, e.epoch, e.base, array("I", e.token_ids).tobytes(), update, end, scores, len(logprobs), *logprobs]
+
+    def _await_hint(self, timeout_s: float) -> None:
+        if self._hints is None:
+            self._hints = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+            self._hints.subscribe(f"{PREFIX}:work")
+            return  # what came before the subscription is looked for at once
+        heard = self._hints.get_message(timeout=timeout_s)
+        while heard is not None:
+            heard = self._hints.get_message(timeout=0.0)
+
+    def _drop_hints(self) -> None:
+        if self._hints is not None:
+            hints, self._hints = self._hints, None
+            hints.close()

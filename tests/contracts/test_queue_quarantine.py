@@ -1,0 +1,262 @@
+"""What every home does about a request that kills its workers: few others suffer, and it alone is given up."""
+
+import threading
+
+import pytest
+
+from service.protocol import DeadRequest, Emission, EmitStatus, End
+
+STOP = End(finish_reason="stop")
+OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
+
+
+def ids(claims):
+    return [claim.request.id for claim in claims]
+
+
+def emission(claim, *token_ids, end=None):
+    return Emission(id=claim.request.id, epoch=claim.epoch, base=len(claim.token_ids), token_ids=token_ids, end=end)
+
+
+def finish(worker, claims):
+    assert worker.emit([emission(claim, end=STOP) for claim in claims]) == [OK] * len(claims)
+
+
+@pytest.fixture
+def submit(make_request):
+    def submit(home, text, **fields):
+        for request_id in text.split():
+            home.submit(make_request(request_id, **fields))
+
+    return submit
+
+
+def let_die(home, text, *, deaths=1):
+    """Let so many workers die with exactly these requests, in turn the only ones that wait."""
+    for _ in range(deaths):
+        workers = []
+        while missing := set(text.split()) - {i for _, claimed in workers for i in claimed}:
+            worker = home.worker()
+            workers.append((worker, ids(worker.claim(99, 0))))
+            assert set(workers[-1][1]) & missing
+        for worker, _ in workers:
+            home.kill(worker)
+
+
+def test_what_a_worker_died_with_is_spread_before_ordinary_ones_at_most_a_quarter_each(home, submit):
+    submit(home, "s1 s2 s3 s4")
+    let_die(home, "s1 s2 s3 s4")
+    submit(home, "o1 o2 o3 o4 o5 o6 o7 o8 o9")
+    first, second = home.worker(), home.worker()
+    assert ids(first.claim(8, 0)) == ["s1", "s2", "o1", "o2", "o3", "o4", "o5", "o6"]
+    assert ids(second.claim(3, 0)) == ["s3", "o7", "o8"]
+    assert ids(first.claim(8, 0)) == ["s4", "o9"]
+
+
+def test_the_quota_counts_what_is_held_and_grows_back_as_suspects_end(home, submit):
+    submit(home, "s1 s2 s3")
+    let_die(home, "s1 s2 s3")
+    worker = home.worker()
+    [held] = worker.claim(3, 0)
+    assert held.request.id == "s1"
+    assert worker.claim(6, 0) == []
+    assert ids(worker.claim(7, 0)) == ["s2"]
+    finish(worker, [held])
+    assert ids(worker.claim(1, 0)) == []
+    assert ids(worker.claim(7, 0)) == ["s3"]
+
+
+def test_suspects_go_to_workers_of_their_model_alone_whatever_their_priority(home, submit):
+    submit(home, "old", priority="bulk")
+    submit(home, "young", priority="high")
+    submit(home, "other", model="big")
+    doomed = home.worker({"tiny": "r1", "big": "r1"})
+    assert len(doomed.claim(9, 0)) == 3
+    home.kill(doomed)
+    assert ids(home.worker().claim(8, 0)) == ["old", "young"]
+    assert ids(home.worker({"big": "r1"}).claim(8, 0)) == ["other"]
+
+
+def test_a_last_chance_is_taken_alone_and_nothing_beside_it(home, submit):
+    submit(home, "last")
+    let_die(home, "last", deaths=2)
+    submit(home, "o1 o2")
+    worker = home.worker()
+    [claim] = worker.claim(8, 0)
+    assert claim.request.id == "last"
+    assert worker.claim(8, 0) == []
+    assert worker.emit([emission(claim, 1)]) == [OK]
+    assert worker.claim(8, 0) == []
+    assert ids(home.worker().claim(1, 0)) == ["o1"]
+    assert worker.emit([Emission(id="last", epoch=claim.epoch, base=1, end=STOP)]) == [OK]
+    assert ids(worker.claim(8, 0)) == ["o2"]
+
+
+def test_the_first_that_asks_empties_itself_for_a_last_chance_and_others_work_on(home, submit):
+    first, second = home.worker(), home.worker()
+    submit(home, "o1 o2")
+    held = first.claim(2, 0)
+    submit(home, "last")
+    let_die(home, "last", deaths=2)
+    submit(home, "o3 o4")
+    assert first.claim(8, 0) == []
+    assert ids(second.claim(1, 0)) == ["o3"]
+    finish(first, held[:1])
+    assert first.claim(8, 0) == []
+    finish(first, held[1:])
+    assert ids(first.claim(8, 0)) == ["last"]
+    assert ids(second.claim(8, 0)) == ["o4"]
+
+
+def test_last_chances_wait_for_one_worker_at_a_time(home, submit):
+    first, second = home.worker(), home.worker()
+    submit(home, "o1")
+    held = first.claim(1, 0)
+    submit(home, "l1 l2")
+    let_die(home, "l1 l2", deaths=2)
+    submit(home, "o2 o3")
+    assert first.claim(8, 0) == []
+    assert ids(second.claim(1, 0)) == ["o2"]
+    finish(first, held)
+    assert ids(first.claim(8, 0)) == ["l1"]
+    assert second.claim(8, 0) == []
+    assert ids(home.worker().claim(8, 0)) == ["o3"]
+
+
+@pytest.mark.parametrize("way", ["death", "silence", "retirement", "release", "registration"])
+def test_another_is_reserved_when_the_first_is_gone(home, submit, way):
+    first, second = home.worker(), home.worker()
+    submit(home, "o1 o2")
+    first.claim(1, 0)
+    held = second.claim(1, 0)
+    submit(home, "last")
+    let_die(home, "last", deaths=2)
+    assert first.claim(8, 0) == []
+    if way == "death":
+        home.kill(first)
+    elif way == "silence":
+        home.pass_time(home.settings.lease_s * 0.6)
+        second.renew()
+        home.pass_time(home.settings.lease_s * 0.6)
+        home.reap()
+    elif way == "registration":
+        first.register({"tiny": "r1"})
+    else:
+        {"retirement": first.retire, "release": first.release}[way]()
+    assert second.claim(8, 0) == []
+    finish(second, held)
+    assert ids(second.claim(8, 0)) == ["last"]
+
+
+def test_nobody_is_reserved_for_a_last_chance_that_has_ended(home, submit):
+    first, second = home.worker(), home.worker()
+    submit(home, "o1")
+    first.claim(1, 0)
+    submit(home, "l1")
+    let_die(home, "l1", deaths=2)
+    assert first.claim(8, 0) == []
+    home.cancel("l1")
+    submit(home, "l2")
+    let_die(home, "l2", deaths=2)
+    assert ids(second.claim(8, 0)) == ["l2"]
+
+
+def test_a_batch_with_one_that_kills_loses_that_one_alone(home, submit):
+    text = "i1 i2 i3 poison i4 i5 i6 i7"
+    submit(home, text)
+    watchers = {request_id: home.watch(request_id) for request_id in text.split()}
+    deaths = 0
+    while (stats := home.stats()).waiting or stats.running:
+        workers = [home.worker() for _ in range(3)]
+        for worker in workers:
+            claims = worker.claim(8, 0)
+            if "poison" in ids(claims):
+                home.kill(worker)
+                deaths += 1
+            else:
+                finish(worker, claims)
+                worker.release()
+    assert deaths == home.settings.max_attempts
+    ends = {request_id: watcher.to_end().end for request_id, watcher in watchers.items()}
+    assert [request_id for request_id, end in ends.items() if end != STOP] == ["poison"]
+    assert (ends["poison"].finish_reason, ends["poison"].quarantined) == ("error", True)
+    assert home.stats().quarantined == 1
+
+
+def test_of_the_dead_is_kept_who_they_were_but_no_prompt(home, make_request):
+    for name in ("p", "q"):
+        home.submit(make_request(f"{name}-0", tenant="t"))
+        let_die(home, f"{name}-0", deaths=3)
+        home.pass_time(10)
+    youngest, oldest = home.dead()
+    expected = DeadRequest(id="p-0", tenant="t", model="tiny", revision="r1", attempts=3, ended=oldest.ended)
+    assert oldest == expected
+    assert youngest.id == "q-0"
+    assert youngest.ended - oldest.ended == pytest.approx(10, abs=5)
+    assert [request.token_ids for request in home.find("p")] == [()]
+
+
+def test_who_dies_with_the_only_attempt_leaves_no_suspect(open_home, submit):
+    with open_home(max_attempts=1) as home:
+        submit(home, "a b")
+        let_die(home, "a b")
+        assert {request.id for request in home.dead()} == {"a", "b"}
+        assert home.stats().waiting == 0
+
+
+def test_of_two_attempts_the_second_is_the_last_chance(open_home, submit):
+    with open_home(max_attempts=2) as home:
+        submit(home, "a b")
+        let_die(home, "a b")
+        worker = home.worker()
+        assert ids(worker.claim(8, 0)) == ["a"]
+        assert worker.claim(8, 0) == []
+
+
+def test_neither_silence_nor_a_gap_nor_a_hand_over_is_held_against_a_request(open_home, submit):
+    with open_home(max_attempts=1) as home:
+        submit(home, "a b")
+        worker = home.worker()
+        for num_hand_overs in range(3):
+            claims = worker.claim(8, 0)
+            assert ids(claims) == ["a", "b"]
+            home.pass_time(home.settings.lease_s)
+            home.reap()
+            assert worker.emit([emission(claims[0], 1)]) == [FENCED]
+            worker.register({"tiny": "r1"})
+            claims = worker.claim(8, 0)
+            assert ids(claims) == ["a", "b"]
+            gap = Emission(id="a", epoch=claims[0].epoch, base=num_hand_overs + 1, token_ids=(1,))
+            assert worker.emit([gap]) == [GAP]
+            worker.release()
+            worker.register({"tiny": "r1"})
+        assert home.dead() == []
+
+
+def test_one_that_lost_its_lease_registers_again_and_starts_with_nothing(home, submit):
+    submit(home, "a b")
+    worker = home.worker()
+    [claim] = worker.claim(1, 0)
+    home.pass_time(home.settings.lease_s)
+    home.reap()
+    assert (home.stats().running, home.stats().workers) == (0, 0)
+    worker.register({"tiny": "r1"})
+    assert (home.stats().running, home.stats().workers) == (0, 1)
+    assert worker.renew()
+    assert worker.emit([emission(claim, 1)]) == [FENCED]
+    again = worker.claim(8, 0)
+    assert ids(again) == ["a", "b"]
+    finish(worker, again)
+
+
+def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(home, submit):
+    submit(home, "last")
+    let_die(home, "last", deaths=2)
+    worker, later = home.worker(), []
+    claims = worker.claim(8, 0)
+    submit(home, "o1")
+    thread = threading.Thread(target=lambda: later.extend(worker.claim(8, 20.0)))
+    thread.start()
+    finish(worker, claims)
+    thread.join(20)
+    assert ids(later) == ["o1"]

@@ -1,0 +1,62 @@
+"""What is promised about order, deadlines and repetition, in a fleet that is busy or being replaced."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.fleet.client import Client, Refused
+
+
+def rows(fleet) -> float:
+    """Return how many rows the workers have computed: one for each sequence in each step."""
+    return sum(worker.metric("batch_size_sum") for worker in fleet.workers)
+
+
+def ask(fleet, number: int, body: dict, key: str | None = None) -> dict:
+    with Client([fleet.urls[number % len(fleet.urls)]]) as client:
+        return client.generate(body, key)
+
+
+def test_the_same_key_a_hundred_times_is_computed_once(fleet, oracle, bodies):
+    [body] = bodies(1, 200)
+    before = rows(fleet)
+    with ThreadPoolExecutor(20) as threads:
+        answers = list(threads.map(lambda number: ask(fleet, number, body, "the same"), range(100)))
+    assert len({answer["id"] for answer in answers}) == 1
+    assert all(answer["choices"] == answers[0]["choices"] for answer in answers)
+    assert answers[0]["choices"][0]["token_ids"] == oracle.choice(body)["token_ids"]
+    assert rows(fleet) - before < 2 * 200
+
+
+def test_a_deadline_that_passes_in_the_queue_costs_no_step(fleet, bodies):
+    [body] = bodies(1, 500)
+    for worker in fleet.workers:
+        worker.terminate()
+        worker.wait()
+    with fleet.client() as client, pytest.raises(Refused) as refused:
+        client.generate(body | {"deadline_s": 0.5})
+    assert refused.value.status == 504
+    fleet.repair()
+    assert rows(fleet) == 0  # since the workers' birth
+
+
+def test_bulk_is_never_starved(fleet, bodies):
+    """It is answered while others of a higher priority keep coming."""
+    *urgent, bulk = bodies(40, 300)
+    with ThreadPoolExecutor(len(urgent) + 1) as threads:
+        waiting = [threads.submit(ask, fleet, at, body | {"priority": "high"}) for at, body in enumerate(urgent)]
+        answer = threads.submit(ask, fleet, 0, bulk | {"priority": "bulk"}).result()
+        assert len(answer["choices"][0]["token_ids"]) == 300
+        for future in waiting:
+            future.result()
+
+
+def test_a_rolling_restart_of_every_part_fails_no_request(fleet, scene):
+    with scene(count=12, num_tokens=1900) as running:
+        running.wait_for_tokens(20)
+        for member in fleet.members:
+            member.terminate()
+            member.wait()
+            member.start()
+            fleet.wait_until_ready()
+    assert all(member.exits[-1] == 0 for member in fleet.members)

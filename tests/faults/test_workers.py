@@ -1,0 +1,123 @@
+"""Workers that die, stop and come back: their streams go on as if nothing had been."""
+
+import signal
+
+from tests.fleet.waiting import wait_until
+
+
+def resumed(fleet) -> float:
+    return fleet.gateways[0].metric("requests_resumed_total")
+
+
+def num_steps(fleet) -> float:
+    return sum(worker.metric("step_seconds_count") for worker in fleet.workers)
+
+
+def test_nothing_breaks(scene, fleet):
+    before = resumed(fleet)
+    with scene():
+        pass
+    assert resumed(fleet) == before
+
+
+def test_killed_in_prefill(scene, fleet):
+    before, steps = resumed(fleet), num_steps(fleet)
+    for worker in fleet.workers:
+        worker.network.latency_s = 0.15  # nothing that it computes is told before it is dead
+    with scene(count=1, num_tokens=50, num_prompt=1900) as running:
+        wait_until(lambda: num_steps(fleet) > steps, "it is computed")
+        for worker in fleet.workers:
+            worker.kill()
+        assert running.streams[0].token_ids == []
+        fleet.repair()
+    assert [worker.exits[-1] for worker in fleet.workers] == [-signal.SIGKILL] * 2
+    assert resumed(fleet) > before
+
+
+def test_killed_in_mid_decode(scene, fleet):
+    before = resumed(fleet)
+    with scene() as running:
+        running.wait_for_tokens(20)
+        fleet.workers[0].kill()
+        assert running.num_unfinished() > 0
+    assert fleet.workers[0].exits[-1] == -signal.SIGKILL
+    assert resumed(fleet) > before
+
+
+def test_killed_before_its_tokens_arrive(scene, fleet):
+    victim, before = fleet.workers[0], resumed(fleet)
+    with scene() as running:
+        running.wait_for_tokens(20)
+        victim.network.swallow()
+        wait_until(lambda: victim.network.num_swallowed, "something that it said is lost")
+        victim.kill()
+    assert victim.exits[-1] == -signal.SIGKILL
+    assert resumed(fleet) > before
+
+
+def test_killed_between_its_tokens_and_the_reply(scene, fleet):
+    victim, before = fleet.workers[0], resumed(fleet)
+    lost = victim.network.num_swallowed
+    with scene() as running:
+        running.wait_for_tokens(20)
+        victim.network.swallow(replies_only=True)
+        wait_until(lambda: victim.network.num_swallowed > lost, "a reply is lost")
+        victim.kill()
+    assert victim.exits[-1] == -signal.SIGKILL
+    assert resumed(fleet) > before
+
+
+def test_a_lost_reply_is_asked_for_again(scene, fleet):
+    victim = fleet.workers[0]
+    lost = victim.network.num_swallowed
+    with scene() as running:
+        running.wait_for_tokens(20)
+        victim.network.swallow(replies_only=True)
+        wait_until(lambda: victim.network.num_swallowed > lost, "a reply is lost")
+        victim.network.heal()
+    assert victim.is_running
+
+
+def test_stopped_for_longer_than_its_lease(scene, fleet):
+    victim, before = fleet.workers[0], resumed(fleet)
+    with scene() as running:
+        running.wait_for_tokens(20)
+        victim.pause()
+        assert running.num_unfinished() > 0
+        wait_until(lambda: running.num_unfinished() == 0, "the other one has finished everything")
+        victim.resume()
+        wait_until(lambda: "registering anew" in victim.words(), "it learns that its lease is over")
+    assert victim.is_running
+    assert resumed(fleet) > before
+
+
+def test_terminated_once_hands_back(scene, fleet):
+    victim, before = fleet.workers[0], resumed(fleet)
+    with scene(num_tokens=1900) as running:
+        running.wait_for_tokens(20)
+        victim.terminate()
+        assert victim.wait() == 0
+    assert resumed(fleet) > before
+
+
+def test_terminated_twice_ends_at_once(scene, fleet):
+    victim, before = fleet.workers[0], resumed(fleet)
+    with scene(num_tokens=1900) as running:
+        running.wait_for_tokens(20)
+        while victim.is_running:
+            victim.terminate()
+        assert running.num_unfinished() > 0
+    assert victim.exits[-1] == 1
+    assert resumed(fleet) > before
+
+
+def test_all_dead_then_back(scene, fleet):
+    before = resumed(fleet)
+    with scene() as running:
+        running.wait_for_tokens(20)
+        for worker in fleet.workers:
+            worker.kill()
+        assert running.num_unfinished() > 0
+        fleet.repair()
+    assert [worker.exits[-1] for worker in fleet.workers] == [-signal.SIGKILL] * 2
+    assert resumed(fleet) > before

@@ -1,0 +1,123 @@
+"""A real process under test: started, signalled, ended for certain, its words kept."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from tests.fleet.waiting import PATIENCE_S
+
+TAIL_LINES = 15
+TAIL_CHARS = 400
+
+
+class Program:
+    """A process that lives no longer than the one that started it, however that one ends.
+
+    Args:
+        name: Of its log, `<name>.log`; a program that is started again goes on in it.
+        command: What runs.
+        folder: Where the log lies.
+        env: What its environment has besides this process' own.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path, env: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log = folder / f"{name}.log"
+        self.exits: list[int] = []
+        """Exit statuses of its former lives; negative: the signal that ended it."""
+        self._env = os.environ | (env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if self.is_running:
+            return
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
+            )
+        self._guard = subprocess.Popen(
+            ["sh", "-c", f"read -r _ || kill -9 {self.pid}"], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended, paused or not; what has ended is noted."""
+        if self._process is not None and self._process.poll() is not None:
+            self._note_exit()
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None, f"{self.name} does not run:\n{self.tail()}"
+        return self._process.pid
+
+    @property
+    def usage(self) -> psutil.Process:
+        """What it uses."""
+        return psutil.Process(self.pid)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._process is not None, f"{self.name} does not run:\n{self.tail()}"
+        self._process.send_signal(number)
+
+    def pause(self) -> None:
+        """Stop its clock: SIGSTOP."""
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on: SIGCONT."""
+        self.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once, if it runs: SIGKILL."""
+        if self.is_running:
+            self.signal(signal.SIGKILL)
+            self.wait()
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """Return its exit status once it has ended."""
+        if self._process is not None:
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"{self.name} does not end in {timeout_s:g} s:\n{self.tail()}") from None
+            self._note_exit()
+        return self.exits[-1]
+
+    def words(self) -> str:
+        """Return what it has said in this life, or in its last."""
+        if not self.log.exists():
+            return ""
+        return self.log.read_bytes()[self._log_start :].decode(errors="replace")
+
+    def tail(self) -> str:
+        """Return the last it said, for a failure's message."""
+        lines = self.words().splitlines()[-TAIL_LINES:]
+        return "\n".join(f"  {self.name}: {line[:TAIL_CHARS]}" for line in lines)
+
+    def _note_exit(self) -> None:
+        assert self._process is not None
+        self.exits.append(self._process.wait())
+        self._process = None
+        self._guard.communicate(b"\n")

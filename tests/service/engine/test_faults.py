@@ -1,0 +1,111 @@
+"""What goes wrong with one sequence ends that one; what there is no room for is refused at the start."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.config import EngineSettings
+from service.engine.engine import Engine
+from service.engine.kernels.library import best_level
+from service.engine.loading import make_engine
+from service.engine.scheduler import Work
+from service.errors import SettingError
+from service.protocol import Claim, End
+from training.models.gpt import GPT
+from training.tokenizers.char import CharTokenizer
+
+MakeGPT = Callable[..., GPT]
+MakeEngine = Callable[..., Engine]
+MakeClaim = Callable[..., Claim]
+
+POISON = 13
+INNOCENTS = {
+    "greedy": ([5, 3, 8, 2, 11], {}),
+    "drawn": ([9] * 21, {"temperature": 0.9, "top_p": 0.9, "seed": 4}),
+    "scored": ([4, 7, 4], {"logprobs": 2, "prompt_logprobs": True}),
+}
+NOT_FINITE = "the model's logits are not finite"
+
+
+class Sick:
+    """A runner whose logits of one request are not finite from its `start`th row on, as a broken kernel's might be."""
+
+    def __init__(self, engine: Engine, id_: str, start: int, value: float) -> None:
+        self._run = engine._runner.run
+        self._id = id_
+        self._start = start
+        self._value = value
+        engine._runner = self
+
+    def run(self, works: list[Work]) -> Tensor:
+        logits = self._run(works).clone()
+        rows = [work.sequence.id for work in works for _ in range(work.num_logits)]
+        for row in [row for row, id_ in enumerate(rows) if id_ == self._id]:
+            self._start -= 1
+            if self._start < 0:
+                logits[row, 3] = self._value
+        return logits
+
+
+def finish(engine: Engine) -> tuple[dict[str, list[int]], dict[str, End]]:
+    tokens: dict[str, list[int]] = {}
+    ends: dict[str, End] = {}
+    while engine.has_work:
+        for output in engine.step():
+            tokens.setdefault(output.id, []).extend(output.token_ids)
+            ends |= {output.id: output.end} if output.end else {}
+    return tokens, ends
+
+
+def add_innocents(engine: Engine, make_claim: MakeClaim) -> None:
+    for id_, (prompt, params) in INNOCENTS.items():
+        engine.add(make_claim(id_, prompt, **params, logit_bias={POISON: -100.0}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"logprobs": 1, "prompt_logprobs": True}], ids=str)
+def test_logits_that_are_not_finite_half_way_end_that_sequence_alone(
+    make_gpt: MakeGPT, engine_of: MakeEngine, make_claim: MakeClaim, value: float, params: dict[str, object]
+) -> None:
+    model, params = make_gpt(), params | {"logit_bias": {5: 100.0}}
+    sound = engine_of(model)
+    add_innocents(sound, make_claim)
+    expected, _ = finish(sound)
+    engine = engine_of(model)
+    Sick(engine, "sick", 4 if "logprobs" not in params else 7, value)
+    add_innocents(engine, make_claim)
+    engine.add(make_claim("sick", [1, 2, 3, 4], **params))
+    tokens, ends = finish(engine)
+    assert tokens.pop("sick") == [5] * 4
+    assert (ends["sick"].finish_reason, ends["sick"].error) == ("error", NOT_FINITE)
+    assert tokens == expected
+    assert engine.last_step.kv_cache_usage == 0
+
+
+@pytest.mark.skipif(best_level() is None, reason="no native kernels: installed without a C++ compiler")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_no_arithmetic_hides_what_is_not_finite(
+    make_gpt: MakeGPT, tokenizer: CharTokenizer, make_claim: MakeClaim, dtype: str
+) -> None:
+    settings = EngineSettings(dtype=dtype, kernels="native", kv_cache_mb=4)
+    model = make_gpt()
+    sound = make_engine(model, tokenizer, settings)
+    add_innocents(sound, make_claim)
+    expected, _ = finish(sound)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[POISON] = float("nan")
+    engine = make_engine(model, tokenizer, settings)
+    add_innocents(engine, make_claim)
+    engine.add(make_claim("sick", [1, 2, POISON, 4]))
+    engine.add(make_claim("falls sick", [1, 2, 4], logit_bias={POISON: 100.0}))
+    tokens, ends = finish(engine)
+    assert (tokens.pop("sick"), ends["sick"].error) == ([], NOT_FINITE)
+    assert (tokens.pop("falls sick"), ends["falls sick"].error) == ([POISON], NOT_FINITE)
+    assert tokens == expected
+
+
+def test_more_memory_than_there_is_is_refused_at_the_start(make_gpt: MakeGPT, tokenizer: CharTokenizer) -> None:
+    with pytest.raises(SettingError, match=r"kv_cache_mb = 1000000000: \d+ MiB of memory are free; give less"):
+        make_engine(make_gpt(), tokenizer, EngineSettings(device="cpu", kv_cache_mb=10**9))
