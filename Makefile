@@ -5,12 +5,18 @@
 #   make check-gpu            the engine's invariants and figures on a CUDA GPU; skipped where none is
 #   make check-deploy         docker compose up, a worker killed in mid-stream; what k8s/ renders; skipped where no engine is
 #   make bench DATA=FILE      the figures; DATA: a copy of Tiny-Shakespeare where there is no network; CPUS=0: on one core
+#   make load                 locust against a fleet of this machine, with a Redis of its own; USERS=200 SECONDS=60
+#   make chaos                every fault case, and a seeded mix of faults over STREAMS=1000 streams; SEED=1
 #   make install INDEX=cpu    choose torch's build: cpu, cu130, ... or the address of a package index
 
 PYTHON ?= python3.11
 INDEX ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
+USERS ?= 200
+SECONDS ?= 60
+STREAMS ?= 1000
+SEED ?= 1
 BIN := .venv/bin
 KERNELS := $(wildcard service/engine/kernels/*.?pp)
 SANITIZED := build/sanitized
@@ -51,6 +57,11 @@ bench: .venv/.installed-dev
 	$(BIN)/minigpt bench engine $(if $(CPUS),--cpus $(CPUS))
 	$(BIN)/minigpt bench http $(if $(CPUS),--cpus $(CPUS))
 	$(BIN)/minigpt bench train $(if $(CPUS),--cpus $(CPUS)) $(if $(DATA),--data $(DATA))
+load: .venv/.installed-dev
+	$(BIN)/python -m tests.load.run --users $(USERS) --seconds $(SECONDS)
+chaos: .venv/.installed-dev
+	$(BIN)/pytest -n 1 -m '' tests/faults
+	$(BIN)/python -m tests.faults.chaos --streams $(STREAMS) --seed $(SEED)
 clean:
 	rm -rf .venv build *.egg-info service/engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 

@@ -1,12 +1,14 @@
 """What the docs say is what the code has: links, options, status codes, metrics, the tests that hold an invariant."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from service.__main__ import app
 from service.errors import ServiceError
@@ -23,19 +25,47 @@ def rows(pattern: str) -> list[tuple[str, ...]]:
     return re.findall(rf"^\| {pattern} \|", OPERATIONS, re.MULTILINE)
 
 
+OPTIONS = rows(r"`(--[a-z-]+)` \| ([^|]+) \| ([^|]+)")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
     assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
 
 
-def test_every_option_of_serve_stands_with_its_default():
-    options = {option.opts[0]: option.default for option in typer.main.get_command(app).commands["serve"].params}
-    told = dict(rows(r"`(--[a-z-]+)` \| ([^|]+)"))
-    assert told.keys() == options.keys()
-    assert {name: told[name] for name, value in options.items() if value is not None} == {
-        name: str(value) for name, value in options.items() if value is not None
-    }
+def commands(app: TyperGroup, path: str = "") -> Iterator[tuple[str, TyperCommand]]:
+    """Every command that serves or looks after what serves, by what is typed."""
+    for name, command in app.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path}{name} ")
+        else:
+            yield path + name, command
+
+
+SERVICE = {
+    name: command
+    for name, command in commands(typer.main.get_command(app))
+    if name.split()[0] in {"serve", "gateway", "worker", "queue", "keys"}
+}
+
+
+def default_of(option: TyperOption) -> str | None:
+    """What the table says of an option that is left out; `None`: its own words."""
+    return "required" if option.required else None if option.default is None else str(option.default)
+
+
+@pytest.mark.parametrize("name", SERVICE)
+def test_every_option_stands_with_its_default(name):
+    options = [option for option in SERVICE[name].params if option.param_type_name == "option"]
+    told = {option: default for option, default, of in OPTIONS if name in of.split(", ")}
+    assert told.keys() == {option.opts[0] for option in options}
+    for option in options:
+        assert default_of(option) in (None, told[option.opts[0]])
+
+
+def test_every_option_is_some_commands():
+    assert {name for _, _, of in OPTIONS for name in of.split(", ")} == SERVICE.keys()
 
 
 def test_every_error_stands_with_its_status():

@@ -105,6 +105,9 @@ def http(
         list[str], typer.Option(metavar="[NAME=]URL", help="A running server of the same model; repeatable.")
     ] = [],  # noqa: B006
     api: Annotated[Api, typer.Option(help="What these speak; auto: /generate if they know it.")] = "auto",
+    queue: Annotated[
+        str | None, typer.Option(metavar="URL", help="A Redis: also measure a gateway and a worker that meet there.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Measure a server as its clients see it, beside other servers, and its engine alone."""
@@ -115,13 +118,16 @@ def http(
     servers = read_servers(against)
     from service.bench.http import Server, http_table, measure_http
     from service.bench.offline import OfflineEngine
-    from service.bench.server import start_server
+    from service.bench.server import start_fleet, start_server
     from service.bench.subject import open_subject
 
     chosen = choose_model(checkpoint, shape, context.obj)
     with ExitStack() as stack:
         subject = stack.enter_context(open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens))
         peers = {name: Server(address, api) for name, address in servers.items()}
+        if queue:
+            fleet = stack.enter_context(start_fleet(subject.folder, settings, queue))
+            peers["over Redis"] = Server(fleet, "auto")
         alone = None if url else OfflineEngine(subject.folder, settings)
         ours = Server(url, api) if url else Server(stack.enter_context(start_server(subject.folder, settings)), "auto")
         results = []
@@ -132,6 +138,24 @@ def http(
     facts = subject.describe() | (alone.describe() if alone else {}) | {"rounds": rounds}
     report = Report(command=command_line(), machine=machine, settings=facts, results=results)
     _finish(report, http_table(results, _title("http", facts)), json_file)
+
+
+@app.command()
+def queue(
+    url: Annotated[str, typer.Option("--queue", metavar="URL", help="A Redis that does nothing else meanwhile.")],
+    batch: Annotated[str, typer.Option(metavar="N,N,…", help="Requests in one call.")] = "1,16,64,256",
+    tokens: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens of each in one call.")] = "1,4",
+    emits: Annotated[int, typer.Option(min=1, help="Calls of each shape.")] = 500,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure what a token costs a Redis server."""
+    machine, batches, each = read_machine(), read_counts("--batch", batch), read_counts("--tokens", tokens)
+    from service.bench.queue import measure_queue, queue_table
+
+    results = measure_queue(url, batches, each, emits)
+    facts = {"calls": emits}
+    report = Report(command=command_line(), machine=machine, settings=facts, results=results)
+    _finish(report, queue_table(results, _title("queue", facts)), json_file)
 
 
 @app.command()

@@ -47,8 +47,9 @@ def worker(
         str | None, typer.Option(metavar="[NAME=]FOLDER", help="Checkpoint to compute with. Default: the bundled one.")
     ] = None,
     name: Annotated[
-        str, typer.Option(help="Of the container, which has one worker at a time. Default: there, the host's name.")
-    ] = "",
+        str | None,
+        typer.Option(help="Of the container, which has one worker at a time. Default: there, the host's name."),
+    ] = None,
     device: DeviceOption = ENGINE.device,
     dtype: DtypeOption = ENGINE.dtype,
     kernels: KernelsOption = ENGINE.kernels,

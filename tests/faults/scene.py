@@ -132,24 +132,26 @@ def check_secrecy(fleet: Fleet) -> None:
     assert SECRET not in fleet.words(), "a prompt stands in a log or a metric"
 
 
-def make_bodies(count: int, num_tokens: int, *, num_prompt: int = 40, seed: int = 0, end_of_text_id: int) -> list[Body]:
+def make_bodies(
+    count: int, num_tokens: int, *, num_prompt: int = 40, seed: int = 0, end_of_text_id: int | None = None
+) -> list[Body]:
     """Return bodies that differ in prompt and seed.
 
     Args:
         count: How many.
-        num_tokens: Of each answer, which does not end earlier.
+        num_tokens: Of each answer.
         num_prompt: Characters, at most, of a prompt besides `SECRET`.
         seed: Of what differs.
-        end_of_text_id: Of the model.
+        end_of_text_id: What is never drawn, so that no answer ends earlier; `None`: they may.
     """
     rng = random.Random(seed)
-    never = {str(end_of_text_id): -100}
+    never = {} if end_of_text_id is None else {"logit_bias": {str(end_of_text_id): -100}}
     return [
         {
             "prompt": f"{SECRET} {''.join(rng.choices('abcdefgh ', k=rng.randint(num_prompt // 2, num_prompt)))}",
             "max_tokens": num_tokens,
             "seed": rng.getrandbits(63),
-            "logit_bias": never,
+            **never,
         }
         for _ in range(count)
     ]

@@ -91,6 +91,7 @@ class Fleet:
         worker_options: Sequence[str] = (),
         worker_module: str = "service",
     ) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.gateways: list[Member] = []
         self.workers: list[Member] = []

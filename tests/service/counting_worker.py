@@ -1,6 +1,6 @@
 """A worker process whose engine counts instead of computing; each step waits for a line on standard input.
 
-A line is `step`, `raise`, `hang`, or `free`: from there on steps wait for nothing. Each step prints the ids it served.
+A line is `step`, `raise`, `exhaust`, `hang`, or `free`: from there on steps wait for nothing. Each step prints the ids it served.
 With `nowhere` for its queue it waits for one that never comes, and says so.
 """
 
@@ -61,6 +61,8 @@ class CountingEngine:
         self._free = order == "free"
         if order == "raise":
             raise RuntimeError(f"cannot count {[claim.request.token_ids for claim in self._claims.values()]}")
+        if order == "exhaust":
+            raise MemoryError
         if order == "hang":
             time.sleep(1e6)
 

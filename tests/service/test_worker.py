@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from service.config import QueueSettings
 from service.protocol import End, Request, SamplingParams, TokenLogprobs
 from service.queue.link import FrameError, serve_link
@@ -264,15 +266,16 @@ def test_an_idle_worker_leaves_on_sigterm():
     asyncio.run(scenario())
 
 
-def test_a_broken_engine_ends_its_worker_and_tells_no_prompt():
+@pytest.mark.parametrize(("how", "named"), [("raise", b"RuntimeError"), ("exhaust", b"MemoryError")])
+def test_a_broken_engine_ends_its_worker_and_tells_no_prompt(how: str, named: bytes):
     async def scenario():
         request = make_request("a")
         async with open_gateway() as gateway:
             [stream] = await gateway.submit(request)
-            broken = await gateway.start_worker("step", "raise")
+            broken = await gateway.start_worker("step", how)
             _, told = await broken.communicate()
             assert broken.returncode == 1
-            assert b"RuntimeError" in told
+            assert named in told
             assert told.count(b"\n") == 1
             assert str(PROMPT[0]).encode() not in told
             await gateway.start_worker("free")

@@ -15,12 +15,17 @@ local function tell(news)
   end
 end
 
--- Note `update`, a msgpack Update, for each gateway that watches, with the seconds that its request was queued.
-local function note(news, gateways, queued, update)
-  local entry = '\146' .. packed_float(tonumber(queued) or 0) .. update
-  for gateway in string.gmatch(gateways, '%S+') do
-    news[gateway] = news[gateway] or {}
-    table.insert(news[gateway], entry)
+-- Note `update`, a msgpack Hint, for each gateway that watches.
+local function note(news, gateways, update)
+  if not string.find(gateways, ' ', 1, true) then
+    gateways = {gateways} -- as nearly always
+  else
+    gateways = words(gateways)
+  end
+  for i = 1, #gateways do
+    local updates = news[gateways[i]] or {}
+    news[gateways[i]] = updates
+    updates[#updates + 1] = update
   end
 end
 
@@ -35,7 +40,7 @@ end
 -- Close a request that neither waits nor runs any more.
 local function close(r, packed_end)
   local queued = r.queued ~= '' and r.queued or NOW - r.submitted
-  call('HSET', P .. ':r:' .. r.id, 'end', packed_end, 'worker', '', 'queued', queued)
+  call('HSET', P .. ':r:' .. r.id, 'end', packed_end, 'worker', '', 'fence', '', 'queued', queued)
   call('ZREM', P .. ':deadlines', r.id)
   for _, kind in ipairs({':r:', ':b:', ':p:', ':t:', ':l:', ':s:'}) do
     call('PEXPIRE', P .. kind .. r.id, r.keep)
@@ -47,7 +52,7 @@ local function call_off(r, ending)
   close(r, cmsgpack.pack(ending))
   local base = call('STRLEN', P .. ':t:' .. r.id) / 4
   local news = {}
-  note(news, r.gateways, r.queued, cmsgpack.pack({id = r.id, base = base, token_ids = {}, ['end'] = ending}))
+  note(news, r.gateways, cmsgpack.pack({r.id, base, {}, tonumber(r.queued) or NOW - r.submitted, ending}))
   tell(news)
 end
 
@@ -75,7 +80,7 @@ local function take_back(r, died)
   leave_worker(r)
   r.epoch, r.worker = r.epoch + 1, ''
   r.attempts = r.attempts + (died and 1 or 0)
-  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', '', 'attempts', r.attempts)
+  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', '', 'fence', '', 'attempts', r.attempts)
   local ending = unwanted(r)
   if ending then
     call_off(r, ending)
@@ -95,11 +100,7 @@ local function renew_lease(worker, lease_s)
 end
 
 local function lines_of(worker)
-  local lines = {}
-  for line in string.gmatch(call('HGET', P .. ':w:' .. worker, 'lines') or '', '%S+') do
-    table.insert(lines, line)
-  end
-  return lines
+  return words(call('HGET', P .. ':w:' .. worker, 'lines') or '')
 end
 
 -- Let others prepare for the last chances for which `worker` was reserved.

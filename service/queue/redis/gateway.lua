@@ -3,15 +3,14 @@
 local FIELDS = {'tenant', 'priority', 'line', 'cost', 'deadline', 'choices'}
 
 local function accept(gateway, keep_ms, max_attempts, args, at)
-  local r = {submitted = NOW, epoch = 0, attempts = 0, worker = '', cancelled = '0', queued = '', id = args[at]}
+  local r = {id = args[at], submitted = NOW, epoch = 0, attempts = 0, worker = '', cancelled = '0', queued = ''}
   for i, field in ipairs(FIELDS) do
     r[field] = args[at + i]
   end
-  r.gateways, r.keep, r.max = gateway, keep_ms, max_attempts
   local ttl_ms = math.ceil(r.deadline * 1000 + keep_ms) + SHARED_TTL_MS
-  r.deadline, r.cost = NOW + r.deadline, tonumber(r.cost)
+  r.deadline, r.cost, r.keep, r.max = NOW + r.deadline, tonumber(r.cost), keep_ms, max_attempts
   r.arrival = call('HINCRBY', P .. ':n', 'arrivals', 1)
-  local flat = {}
+  local flat = {'fence', '', 'gateways', gateway, 'deadline', r.deadline} -- first, as every emission looks for them
   for field, value in pairs(r) do
     table.insert(flat, field)
     table.insert(flat, value)
@@ -104,7 +103,7 @@ local function cancel(keys, args)
   local r = load(args[1])
   if r and not r['end'] then
     r.cancelled = '1'
-    call('HSET', P .. ':r:' .. r.id, 'cancelled', '1')
+    call('HSET', P .. ':r:' .. r.id, 'cancelled', '1', 'fence', '')
     if r.worker == '' then
       leave_line(r, false)
       call_off(r, unwanted(r))

@@ -23,6 +23,14 @@ local function begin(keys)
   P, NOW = keys[1], tonumber(time[1]) + tonumber(time[2]) / 1e6
 end
 
+local function words(text)
+  local found = {}
+  for word in string.gmatch(text, '%S+') do
+    found[#found + 1] = word
+  end
+  return found
+end
+
 local function count(what, by)
   call('HINCRBY', P .. ':n', what, by)
 end

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from service.protocol import Update
 from service.queue.redis.address import CONNECTION_ERRORS
 from service.queue.redis.connection import Connection
 from service.queue.redis.library import PREFIX
-from service.queue.redis.reader import Reader
+from service.queue.redis.reader import Hint, Reader
 
 HEARTBEAT_S = 2.0
 """Seconds of silence after which the subscription is tried."""
@@ -30,7 +29,7 @@ class News:
         self._connection = connection
         self._channel = f"{PREFIX}:gw:{gateway}"
         self._readers: dict[str, list[Reader]] = {}
-        self._decoder = msgspec.msgpack.Decoder(list[tuple[float, Update]])
+        self._decoder = msgspec.msgpack.Decoder(list[Hint])
 
     def add(self, readers: Sequence[Reader]) -> None:
         """Let `readers` hear of their requests."""
@@ -70,6 +69,6 @@ class News:
                     self._hand_on(message["data"])
 
     def _hand_on(self, packed: bytes) -> None:
-        for queued_s, update in self._decoder.decode(packed):
-            for reader in self._readers.get(update.id, ()):
-                reader.hear(update, queued_s)
+        for hint in self._decoder.decode(packed):
+            for reader in self._readers.get(hint.id, ()):
+                reader.hear(hint)

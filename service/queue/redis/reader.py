@@ -8,10 +8,22 @@ from typing import NamedTuple
 import msgspec
 
 from service.errors import Diverged, NotFound
-from service.protocol import End, TokenLogprobs, Update
+from service.protocol import End, TokenLogprobs, Update, Wire
 
 MAX_HINTS = 256
 """Hints kept for one who does not come to read them; beyond, the log keeps them."""
+
+
+class Hint(Wire, frozen=True, kw_only=True, array_like=True):
+    """An `Update` on its way, without the names of its fields; the library makes those of its own decisions."""
+
+    id: str
+    base: int
+    token_ids: tuple[int, ...]
+    queued_s: float
+    end: End | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class LogState(NamedTuple):
@@ -43,7 +55,7 @@ class Reader:
         self._knows_prompt = False
         self._is_behind = False
         """Whether the log was found shorter than what was yielded."""
-        self._hints: deque[tuple[Update, float]] = deque()
+        self._hints: deque[Hint] = deque()
         self._ready: Update | None = None
 
     @property
@@ -56,12 +68,12 @@ class Reader:
         self.must_read_log = True
         self.news.set()
 
-    def hear(self, update: Update, queued_s: float) -> None:
+    def hear(self, hint: Hint) -> None:
         """Keep a hint."""
         if len(self._hints) >= MAX_HINTS:
             self._hints.clear()
             self.must_read_log = True
-        self._hints.append((update, queued_s))
+        self._hints.append(hint)
         self.news.set()
 
     def read_log(self, state: LogState | None) -> None:
@@ -75,15 +87,16 @@ class Reader:
             raise NotFound(f"no request '{self.id}': it ended too long ago, was lost with the queue, or never was")
         base, self.must_read_log = self.reads_from, False
         self._is_behind = state.length < len(self._seen)
-        logged = Update(
+        logged = Hint(
             id=self.id,
             base=base,
+            queued_s=float(state.queued_s or 0),
             token_ids=tuple(array("I", state.tokens)),
             end=None if state.end is None else msgspec.msgpack.decode(state.end, type=End),
             logprobs=tuple(msgspec.msgpack.decode(entry, type=TokenLogprobs) for entry in state.logprobs),
             prompt_logprobs=_prompt_logprobs(state.prompt_logprobs),
         )
-        self._ready = self._advance(logged, float(state.queued_s or 0))
+        self._ready = self._advance(logged)
 
     def take(self) -> Update | None:
         """Return what is new, as one update; None if nothing is.
@@ -94,38 +107,36 @@ class Reader:
         parts = [] if self._ready is None else [self._ready]
         self._ready = None
         while self._hints and not self.has_ended and not self.must_read_log:
-            update, queued_s = self._hints.popleft()
-            part = self._advance(update, queued_s)
-            if part is not None:
+            if (part := self._advance(self._hints.popleft())) is not None:
                 parts.append(part)
         return _join(parts) if parts else None
 
-    def _advance(self, update: Update, queued_s: float) -> Update | None:
-        """Return what is new in `update`; None when nothing is, or when something before it is missing."""
+    def _advance(self, hint: Hint) -> Update | None:
+        """Return what is new in `hint`; None when nothing is, or when something before it is missing."""
         num_seen = len(self._seen)
-        if update.base > num_seen:
+        if hint.base > num_seen:
             self.must_read_log = True
             return None
-        known = update.token_ids[: num_seen - update.base]
-        is_short = update.end is not None and update.base + len(update.token_ids) < num_seen
-        if tuple(self._seen[update.base : update.base + len(known)]) != known or is_short:
+        known = hint.token_ids[: num_seen - hint.base]
+        is_short = hint.end is not None and hint.base + len(hint.token_ids) < num_seen
+        if tuple(self._seen[hint.base : hint.base + len(known)]) != known or is_short:
             raise Diverged("tokens that were sent came again otherwise; ask again")
-        token_ids = update.token_ids[len(known) :]
-        prompt_logprobs = () if self._knows_prompt else update.prompt_logprobs
-        if not token_ids and update.end is None and not prompt_logprobs:
+        token_ids = hint.token_ids[len(known) :]
+        prompt_logprobs = () if self._knows_prompt else hint.prompt_logprobs
+        if not token_ids and hint.end is None and not prompt_logprobs:
             return None
         self._knows_prompt |= bool(prompt_logprobs)
         self._seen.extend(token_ids)
         self._is_behind = False
-        self.has_ended = update.end is not None
+        self.has_ended = hint.end is not None
         return Update(
             id=self.id,
             base=num_seen,
             token_ids=token_ids,
-            end=update.end,
-            logprobs=update.logprobs[len(known) :],
+            end=hint.end,
+            logprobs=hint.logprobs[len(known) :],
             prompt_logprobs=prompt_logprobs,
-            queued_s=queued_s,
+            queued_s=hint.queued_s,
         )
 
 

@@ -33,7 +33,8 @@ local function hand_over(r, worker)
   leave_line(r, true)
   r.epoch = r.epoch + 1
   local queued = r.queued ~= '' and r.queued or NOW - r.submitted
-  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', worker, 'queued', queued)
+  local fence = worker .. ':' .. r.epoch
+  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', worker, 'queued', queued, 'fence', fence)
   call('SADD', P .. ':own:' .. worker, r.id)
   keep_shared(P .. ':own:' .. worker)
   count_running(1)
@@ -50,7 +51,7 @@ local function described(worker, ids)
     local r = load(id)
     if r and r.worker == worker then
       local body, prompt = call('GET', P .. ':b:' .. id), call('GET', P .. ':p:' .. id)
-      table.insert(claims, {r.epoch, body, prompt, call('GET', P .. ':t:' .. id) or ''})
+      table.insert(claims, {r.epoch, body, prompt, call('GET', P .. ':t:' .. id) or '', r.queued})
     end
   end
   return claims
@@ -130,7 +131,7 @@ end
 
 -- args: worker, most requests, lease_s, '1' to take a fair share alone, a number of this claim: asked again under the
 -- same, because an answer was lost, it answers the same. Answers whether more waits for this worker, and the claims:
--- epoch, body, prompt, log.
+-- epoch, body, prompt, log, seconds queued.
 local function claim(keys, args)
   begin(keys)
   local worker, about = args[1], P .. ':w:' .. args[1]
@@ -139,11 +140,7 @@ local function claim(keys, args)
   end
   local last = call('HMGET', about, 'claim', 'claimed')
   if last[1] == args[5] then
-    local ids = {}
-    for id in string.gmatch(last[2], '%S+') do
-      table.insert(ids, id)
-    end
-    return {0, described(worker, ids)}
+    return {0, described(worker, words(last[2]))}
   end
   local ids, is_more = take(worker, tonumber(args[2]), args[4] == '1')
   if #ids > 0 then
@@ -156,95 +153,95 @@ local function claim(keys, args)
   return {is_more and 1 or 0, described(worker, ids)}
 end
 
--- Append an emission where the log ends. Answers whether it did end there.
-local function append(e)
-  local log = P .. ':t:' .. e.id
-  local length = #e.tokens > 0 and call('APPEND', log, e.tokens) or call('STRLEN', log)
-  if length == e.base * 4 + #e.tokens then
+-- Append tokens where the log ends. Answers whether it did end there.
+local function append(id, base, tokens)
+  local log = P .. ':t:' .. id
+  local length = #tokens > 0 and call('APPEND', log, tokens) or call('STRLEN', log)
+  if length == base * 4 + #tokens then
     return true
-  elseif length > #e.tokens then -- the rare case pays for both: what should not have been appended goes again
-    call('SET', log, call('GETRANGE', log, 0, length - #e.tokens - 1), 'KEEPTTL')
+  elseif length > #tokens then -- the rare case pays for both: what should not have been appended goes again
+    call('SET', log, call('GETRANGE', log, 0, length - #tokens - 1), 'KEEPTTL')
   else
     call('DEL', log)
   end
   return false
 end
 
--- Keep what is told beside the tokens of an emission, and see to it that nothing outlives its request.
-local function keep_beside(e)
-  local is_first = e.base == 0 and #e.tokens > 0
-  if not is_first and e.scores == '' and #e.logprobs == 0 then
-    return
-  end
-  local ttl_ms = call('PTTL', P .. ':r:' .. e.id)
-  if is_first then
-    call('PEXPIRE', P .. ':t:' .. e.id, ttl_ms)
-  end
-  if e.scores ~= '' then
-    call('SET', P .. ':s:' .. e.id, e.scores, 'NX', 'PX', ttl_ms)
-  end
-  if #e.logprobs > 0 then
-    call('RPUSH', P .. ':l:' .. e.id, unpack(e.logprobs))
-    call('PEXPIRE', P .. ':l:' .. e.id, ttl_ms)
-  end
-end
-
 -- Whether the log has these very tokens at their place: a retry.
-local function holds(e)
-  return #e.tokens == 0 or call('GETRANGE', P .. ':t:' .. e.id, e.base * 4, e.base * 4 + #e.tokens - 1) == e.tokens
+local function holds(id, base, tokens)
+  return #tokens == 0 or call('GETRANGE', P .. ':t:' .. id, base * 4, base * 4 + #tokens - 1) == tokens
 end
 
-local function emit_one(worker, e, news)
-  local r = call('HMGET', P .. ':r:' .. e.id, 'epoch', 'worker', 'cancelled', 'deadline', 'gateways', 'queued', 'end')
-  if r[1] ~= e.epoch or r[2] ~= worker then
-    return r[1] == e.epoch and e['end'] ~= '' and r[7] == e['end'] and holds(e) and 'O' or 'F'
-  elseif r[3] == '1' or tonumber(r[4]) <= NOW then
-    local whole = load(e.id)
-    leave_worker(whole)
-    call_off(whole, unwanted(whole))
+-- Keep what came beside tokens: scores of the prompt, log-probabilities of each token, an end.
+local function keep_beside(id, beside)
+  local ttl_ms = call('PTTL', P .. ':r:' .. id)
+  if beside[2] ~= '' then
+    call('SET', P .. ':s:' .. id, beside[2], 'NX', 'PX', ttl_ms)
+  end
+  if #beside > 2 then
+    call('RPUSH', P .. ':l:' .. id, unpack(beside, 3))
+    call('PEXPIRE', P .. ':l:' .. id, ttl_ms)
+  end
+  if beside[1] ~= '' then
+    local r = load(id)
+    leave_worker(r)
+    count('drained', r.cost)
+    close(r, beside[1])
+  end
+end
+
+-- The status of an emission whose fence is not, or no longer, the request's.
+local function refuse(id, fence, base, tokens, packed_end)
+  local r = load(id)
+  if r and r.worker .. ':' .. r.epoch == fence then
+    leave_worker(r)
+    call_off(r, unwanted(r))
     return 'C'
-  elseif not append(e) then
-    if e['end'] == '' and holds(e) then
+  end
+  local is_retry = r and packed_end ~= '' and r['end'] == packed_end and string.match(fence, '%d+$') == r.epoch .. ''
+  return is_retry and holds(id, base, tokens) and 'O' or 'F'
+end
+
+local function emit_one(id, fence, base, tokens, update, beside, news)
+  local r = call('HMGET', P .. ':r:' .. id, 'fence', 'deadline', 'gateways')
+  if r[1] ~= fence or tonumber(r[2]) <= NOW then
+    return refuse(id, fence, base, tokens, beside and beside[1] or '')
+  elseif not append(id, base, tokens) then
+    if (not beside or beside[1] == '') and holds(id, base, tokens) then
       return 'O'
     end
-    take_back(load(e.id), false)
+    take_back(load(id), false)
     return 'G'
   end
-  keep_beside(e)
-  if e.update ~= '' then
-    note(news, r[5], r[6], e.update)
+  if base == 0 and #tokens > 0 then
+    call('PEXPIRE', P .. ':t:' .. id, call('PTTL', P .. ':r:' .. id))
   end
-  if e['end'] ~= '' then
-    local whole = load(e.id)
-    leave_worker(whole)
-    count('drained', whole.cost)
-    close(whole, e['end'])
+  if beside then
+    keep_beside(id, beside)
+  end
+  if update ~= '' then
+    note(news, r[3], update)
   end
   return 'O'
 end
 
--- args: worker, lease_s; then for each emission id, epoch, base, tokens, update ('' when there is no news), end, scores
--- of the prompt, the number of its tokens' log-probabilities, these. Answers a letter each: O ok, C cancel, F fenced, G gap.
+-- args: worker, lease_s; then for each emission id, fence, base, tokens, update ('' when there is no news), the number of
+-- what is beside these: none, or an end ('' for none), scores of the prompt ('' too), log-probabilities of each token.
+-- Answers a letter each: O ok, C cancel, F fenced, G gap.
 local function emit(keys, args)
   begin(keys)
-  local at, statuses, news, fenced = 3, {}, {}, 0
+  local at, statuses, news, num_fenced = 3, {}, {}, 0
   renew_lease(args[1], tonumber(args[2]))
   while at < #args do
-    local e = {
-      id = args[at], epoch = args[at + 1], base = tonumber(args[at + 2]), tokens = args[at + 3], update = args[at + 4],
-      ['end'] = args[at + 5], scores = args[at + 6], logprobs = {},
-    }
-    local num_logprobs = tonumber(args[at + 7])
-    for i = 1, num_logprobs do
-      e.logprobs[i] = args[at + 7 + i]
-    end
-    at = at + 8 + num_logprobs
-    local status = emit_one(args[1], e, news)
-    fenced = fenced + (status == 'F' and 1 or 0)
-    table.insert(statuses, status)
+    local num_beside = tonumber(args[at + 5])
+    local beside = num_beside > 0 and {unpack(args, at + 6, at + 5 + num_beside)} or nil
+    local status = emit_one(args[at], args[at + 1], tonumber(args[at + 2]), args[at + 3], args[at + 4], beside, news)
+    num_fenced = num_fenced + (status == 'F' and 1 or 0)
+    statuses[#statuses + 1] = status
+    at = at + 6 + num_beside
   end
-  if fenced > 0 then
-    count('fenced', fenced)
+  if num_fenced > 0 then
+    count('fenced', num_fenced)
   end
   tell(news)
   return table.concat(statuses)

@@ -15,9 +15,10 @@ from redis.client import PubSub
 
 from service.errors import LeaseLost
 from service.identity import Identity
-from service.protocol import Claim, Emission, EmitStatus, Request, Update
+from service.protocol import Claim, Emission, EmitStatus, Request
 from service.queue.redis.address import CONNECTION_ERRORS, Address
 from service.queue.redis.library import PREFIX, Argument, call, line_of
+from service.queue.redis.reader import Hint
 
 GIVE_UP_AT = 0.66
 """Share of a lease after which one that could not be renewed is taken for lost: before anybody else takes it so."""
@@ -65,10 +66,12 @@ class RedisWorkerQueue:
         self._identity = identity
         self._clock = clock
         self._client = self.address.connect(lease_s * REPLY_WITHIN)
-        self._id = b""
+        self._id = ""
         self._renewed = clock()
         self._num_claims = 0
         """Of those that were answered: one that was not is asked for again by the same number."""
+        self._queued_s: dict[str, float] = {}
+        """Of each request that is held, for those who read its news."""
         self._retired = threading.Event()
         self._hints: PubSub | None = None
         self._encode = msgspec.msgpack.Encoder().encode
@@ -77,7 +80,8 @@ class RedisWorkerQueue:
 
     def register(self, models: dict[str, str]) -> None:
         """Say which models (name → revision) this worker serves, under a new id; waits for a queue that is away."""
-        former, self._id = self._id, uuid.uuid4().hex[:16].encode()
+        self._queued_s.clear()
+        former, self._id = self._id, uuid.uuid4().hex[:16]
         lines = " ".join(line_of(*model) for model in models.items())
         about: list[Argument] = [self._encode(self._identity), self._encode(list(models.values())), lines]
 
@@ -119,7 +123,12 @@ class RedisWorkerQueue:
         args: list[Argument] = [self._id, self._lease_s]
         for emission in emissions:
             args += self._flatten(emission)
-        return [_STATUSES[letter] for letter in self._persist(lambda: self._call("emit", *args))]
+        letters = self._persist(lambda: self._call("emit", *args))
+        statuses = [_STATUSES[letter] for letter in letters]
+        for emission, status in zip(emissions, statuses, strict=True):
+            if emission.end is not None or status is not EmitStatus.OK:
+                self._queued_s.pop(emission.id, None)
+        return statuses
 
     def renew(self) -> bool:
         """Renew the lease; False when it was lost. Takes from the dead what they held."""
@@ -145,6 +154,11 @@ class RedisWorkerQueue:
             self._persist(lambda: self._call("release", self._id))
         except LeaseLost:
             logger.warning("the queue at %s cannot be reached: what is held waits for its lease to end", self.address)
+
+    def server_cpu_s(self) -> float:
+        """Return the seconds that the server's processor has worked so far, for benchmarks."""
+        told = self._client.info("cpu")
+        return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
 
     def close(self) -> None:
         """Close the connections: what is still claimed waits for proof of our death, or for its lease to end."""
@@ -182,31 +196,37 @@ class RedisWorkerQueue:
         """Let the queue take back what overdue workers hold, and what those hold that `is_dead` proves dead."""
         workers = self._call("reap")
         told = zip(workers[::2], workers[1::2], strict=True)
-        dead = [id_ for id_, packed in told if id_ != self._id and is_dead(self._identities.decode(packed))]
+        dead = [id_ for id_, packed in told if id_ != self._id.encode() and is_dead(self._identities.decode(packed))]
         if dead:
             self._call("reap", *dead)
 
-    def _read_claim(self, epoch: int, body: bytes, prompt: bytes, log: bytes) -> Claim:
+    def _read_claim(self, epoch: int, body: bytes, prompt: bytes, log: bytes, queued_s: bytes) -> Claim:
         request = msgspec.structs.replace(self._requests.decode(body), token_ids=tuple(array("I", prompt)))
+        self._queued_s[request.id] = float(queued_s)
         return Claim(request=request, epoch=epoch, token_ids=tuple(array("I", log)))
 
     def _flatten(self, emission: Emission) -> list[Argument]:
         e = emission
-        update: bytes = b""
-        if e.token_ids or e.end is not None or e.prompt_logprobs:
-            news = Update(
-                id=e.id,
-                base=e.base,
-                token_ids=e.token_ids,
-                end=e.end,
-                logprobs=e.logprobs,
-                prompt_logprobs=e.prompt_logprobs,
+        hint: bytes = b""
+        beside: list[Argument] = []
+        if e.end is not None or e.logprobs or e.prompt_logprobs:
+            end = b"" if e.end is None else self._encode(e.end)
+            scores = self._encode(e.prompt_logprobs) if e.prompt_logprobs else b""
+            beside = [end, scores, *map(self._encode, e.logprobs)]
+        if e.token_ids or beside:
+            hint = self._encode(
+                Hint(
+                    id=e.id,
+                    base=e.base,
+                    token_ids=e.token_ids,
+                    queued_s=self._queued_s.get(e.id, 0.0),
+                    end=e.end,
+                    logprobs=e.logprobs,
+                    prompt_logprobs=e.prompt_logprobs,
+                )
             )
-            update = self._encode(news)
-        end = b"" if e.end is None else self._encode(e.end)
-        scores = self._encode(e.prompt_logprobs) if e.prompt_logprobs else b""
-        logprobs = [self._encode(entry) for entry in e.logprobs]
-        return [e.id, e.epoch, e.base, array("I", e.token_ids).tobytes(), update, end, scores, len(logprobs), *logprobs]
+        tokens = array("I", e.token_ids).tobytes()
+        return [e.id, f"{self._id}:{e.epoch}", e.base, tokens, hint, len(beside), *beside]
 
     def _await_hint(self, timeout_s: float) -> None:
         if self._hints is None:

@@ -1,0 +1,231 @@
+"""A seeded mix of faults over many streams: none lost, none repeated, none wrong, and a table of what was done to them.
+
+    python -m tests.faults.chaos --streams 1000 --seed 1
+
+A fault every so often while clients read streams without a pause; some of them leave in the middle for good. Each
+stream is held, token for token, against the answer of a server that nothing happens to.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.scene import check_secrecy, is_idle, make_bodies
+from tests.fleet.client import Body, Client, Oracle, Refused, Streamed
+from tests.fleet.fleet import Fleet, Member
+from tests.fleet.program import Program
+from tests.fleet.redis_server import HOST, free_port
+from tests.fleet.waiting import wait_until
+
+BUNDLED = Path(__file__).parents[2] / "service" / "checkpoints" / "shakespeare"
+LEASE_S = 2.0
+PAUSE_S = 3 * LEASE_S
+NUM_CLIENTS = 24
+MAX_TOKENS = 160
+LEAVING = 0.1
+"""Share of the clients who leave in the middle."""
+WORKER_OPTIONS = (f"--lease-s={LEASE_S}", "--drain-s=0.2")
+
+
+class Left(Exception):
+    """This client has read enough."""
+
+
+@dataclass
+class Tally:
+    """What was done, and what came of it."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    num_tokens: int = 0
+    num_breaks: int = 0
+
+
+class Disturber:
+    """Does one fault after another to a fleet, and mends it again.
+
+    Args:
+        fleet: Members that die are started again by someone else.
+        rng: Draws fault, victim and time.
+        tally: Counts those that really happened.
+    """
+
+    def __init__(self, fleet: Fleet, rng: random.Random, tally: Tally) -> None:
+        self._fleet = fleet
+        self._rng = rng
+        self._tally = tally
+        self._faults: list[tuple[str, Callable[[], bool], int]] = [
+            ("worker killed (SIGKILL)", lambda: self._kill(self._any_worker()), 4),
+            ("worker stopped for 3 leases (SIGSTOP)", lambda: self._stop(self._any_worker(), PAUSE_S), 2),
+            ("worker ended (SIGTERM)", lambda: self._end(self._any_worker()), 2),
+            ("gateway killed (SIGKILL)", lambda: self._kill(self._any_gateway()), 2),
+            ("Redis killed and restarted (SIGKILL)", self._restart_redis, 1),
+            ("Redis stopped for 2 s (SIGSTOP)", lambda: self._stop(self._fleet.redis, 2.0), 1),
+            ("connections worker–Redis reset", lambda: self._reset(self._any_worker()), 3),
+            ("connections gateway–Redis reset", lambda: self._reset(self._any_gateway()), 3),
+            ("worker cut from Redis for 1 s", lambda: self._cut(self._any_worker()), 2),
+            ("gateway cut from Redis for 1 s", lambda: self._cut(self._any_gateway()), 2),
+        ]
+
+    def disturb(self) -> None:
+        """Do one."""
+        [(name, do, _)] = self._rng.choices(self._faults, weights=[weight for *_, weight in self._faults])
+        if do():
+            self._tally.faults[name] += 1
+
+    def disturb_until(self, over: threading.Event) -> None:
+        """Do one after another."""
+        while not over.wait(self._rng.uniform(0.2, 1.0)):
+            self.disturb()
+
+    def _any_worker(self) -> Member:
+        return self._rng.choice(self._fleet.workers)
+
+    def _any_gateway(self) -> Member:
+        return self._rng.choice(self._fleet.gateways)
+
+    def _kill(self, program: Program) -> bool:
+        lives = len(program.exits)
+        program.kill()
+        return program.exits[lives:] == [-9]
+
+    def _end(self, program: Program) -> bool:
+        if not program.is_running:
+            return False
+        lives = len(program.exits)
+        program.terminate()
+        wait_until(lambda: len(program.exits) > lives or not program.is_running, f"{program.name} ends")
+        return program.exits[lives] in (0, 1)
+
+    def _stop(self, program: Program, seconds: float) -> bool:
+        if not program.is_running:
+            return False
+        program.pause()
+        time.sleep(seconds)
+        program.resume()
+        return True
+
+    def _restart_redis(self) -> bool:
+        self._fleet.redis.restart()
+        return self._fleet.redis.exits[-1] == -9
+
+    def _reset(self, member: Member) -> bool:
+        before = member.network.num_broken
+        member.network.reset()
+        return member.network.num_broken > before
+
+    def _cut(self, member: Member) -> bool:
+        before = member.network.num_broken
+        member.network.cut()
+        time.sleep(1.0)
+        member.network.heal()
+        return member.network.num_broken > before
+
+
+def read(fleet: Fleet, number: int, body: Body, leaves_after: int | None, tally: Tally) -> tuple[Body, Streamed] | None:
+    """Read a stream to its end, or up to where this client leaves; return it if it is to be checked."""
+
+    def leave(got: Streamed) -> None:
+        if leaves_after is not None and len(got.token_ids) >= leaves_after:
+            raise Left
+
+    urls = fleet.urls
+    got = Streamed()
+    with Client([urls[number % len(urls)], urls[(number + 1) % len(urls)]]) as client:
+        try:
+            client.stream(body, got=got, on_frame=leave)
+        except Left:
+            tally.outcomes["left by its client"] += 1
+            return None
+        except (AssertionError, Refused) as error:
+            tally.outcomes["lost"] += 1
+            tally.wrong.append(f"{got.id}: {error}")
+            return None
+    return body, got
+
+
+def judge(oracle: Oracle, body: Body, got: Streamed, tally: Tally) -> None:
+    """Hold a stream against the oracle."""
+    try:
+        oracle.check(body, got)
+    except AssertionError as error:
+        tally.outcomes["wrong"] += 1
+        tally.wrong.append(f"{got.id}: {error}")
+    else:
+        tally.outcomes["complete, every token as undisturbed"] += 1
+    tally.num_tokens += len(got.token_ids)
+    tally.num_breaks += got.num_breaks
+
+
+@contextmanager
+def undisturbed(folder: Path, model: Path) -> Iterator[Oracle]:
+    """A server of its own, which nothing happens to."""
+    port = free_port()
+    command = [sys.executable, "-m", "service", "serve", f"--model={model}", f"--port={port}", "--log-level=warning"]
+    with Program("oracle", command, folder) as server, Oracle(f"http://{HOST}:{port}") as oracle:
+        wait_until(lambda: "http://" in server.words(), lambda: f"the oracle serves\n{server.tail()}")
+        yield oracle
+
+
+def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
+    """Run it all."""
+    rng, tally, over = random.Random(seed), Tally(), threading.Event()
+    bodies = make_bodies(num_streams, MAX_TOKENS, seed=seed)
+    leaving = [rng.randint(1, MAX_TOKENS // 2) if rng.random() < LEAVING else None for _ in bodies]
+    with undisturbed(folder, model) as oracle, Fleet(folder / "fleet", model, worker_options=WORKER_OPTIONS) as fleet:
+        disturber = Disturber(fleet, rng, tally)
+        with fleet.keep_alive(), ThreadPoolExecutor(NUM_CLIENTS + 1) as threads:
+            disturbing = threads.submit(disturber.disturb_until, over)
+            reading = [threads.submit(read, fleet, n, bodies[n], leaving[n], tally) for n in range(num_streams)]
+            whole = [read for future in reading if (read := future.result()) is not None]
+            over.set()
+            disturbing.result()
+        fleet.repair()
+        wait_until(lambda: is_idle(fleet), "nothing waits or runs any more")
+        check_secrecy(fleet)
+        for body, got in whole:
+            judge(oracle, body, got, tally)
+    return tally
+
+
+def show(tally: Tally) -> None:
+    """Print the tables."""
+    lines = ["| Fault | Times |", "|---|---|"]
+    lines += [f"| {name} | {count} |" for name, count in sorted(tally.faults.items())]
+    lines += ["", "| Streams | Number |", "|---|---|"]
+    lines += [f"| {name} | {count} |" for name, count in sorted(tally.outcomes.items())]
+    lines += [
+        "",
+        f"{tally.num_tokens} tokens compared; {tally.num_breaks} times a client had to ask again.",
+        *tally.wrong,
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    """Run it; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint folder")
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="minigpt-chaos-") as folder:
+        tally = run(Path(folder), options.model, options.streams, options.seed)
+    show(tally)
+    sys.stdout.write(f"{options.streams} streams, seed {options.seed}, {time.monotonic() - began:.0f} s\n")
+    return 1 if tally.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
