@@ -1,7 +1,7 @@
 """A worker process whose engine counts instead of computing; each step waits for a line on standard input.
 
-A line is `step`, `raise`, `exhaust`, `hang`, or `free`: from there on steps wait for nothing. Each step prints the ids it served.
-With `nowhere` for its queue it waits for one that never comes, and says so.
+A line is `step`, `raise`, `exhaust`, `hang`, or `free`: from there on steps wait for nothing. Each step prints the ids
+it served. With `nowhere` for its queue it waits for one that never comes, and says so.
 """
 
 import logging

@@ -77,12 +77,12 @@ class Address:
 
 
 def redact(url: str) -> str:
-    """Return `url` without its password and its parameters."""
+    """Return `url` without what may be a password, and without its parameters."""
     scheme, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    credentials, at, hosts = authority.rpartition("@")
-    user = credentials.partition(":")[0] + ":***" if at else ""
-    return f"{scheme}{separator}{user}{at}{hosts}{slash}{path.partition('?')[0]}"
+    if not separator:
+        return "what was given"
+    hosts = rest.rpartition("@")[2].partition("?")[0]
+    return f"{scheme}{separator}{'***@' if '@' in rest else ''}{hosts}"
 
 
 def _split_port(host: str) -> tuple[str, str, str]:

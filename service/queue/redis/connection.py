@@ -6,6 +6,8 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import redis
+
 from service.errors import Unavailable
 from service.queue.redis.address import CONNECTION_ERRORS, Address
 from service.queue.redis.library import Argument, call_async
@@ -13,6 +15,8 @@ from service.queue.redis.library import Argument, call_async
 ANSWER_WITHIN_S = 1.0
 """Seconds in which the server must answer."""
 PROBE_EVERY_S = 1.0
+MAX_CALLS = 16
+"""Calls at once, each on a connection of its own; more wait for their turn."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ class Connection:
         self.client = address.connect_async(ANSWER_WITHIN_S)
         self.is_down = False
         """Whether the last call or probe had no answer."""
+        self._turns = asyncio.Semaphore(MAX_CALLS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Connection":
@@ -45,17 +50,20 @@ class Connection:
         """Call a verb, and once more if the connection broke: every verb says the same twice.
 
         Raises:
+            redis.OutOfMemoryError: the server takes nothing new.
             Unavailable: no answer in time, or none to the last probe.
         """
         if self.is_down:
             raise self.unavailable()
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
+            async with asyncio.timeout(ANSWER_WITHIN_S), self._turns:
                 try:
                     return await self._try(verb, args)
                 except CONNECTION_ERRORS:
                     return await self._try(verb, args)
-        except (*CONNECTION_ERRORS, TimeoutError) as error:
+        except redis.OutOfMemoryError:
+            raise
+        except (redis.RedisError, OSError, TimeoutError) as error:
             self._go_down(error)
             raise self.unavailable() from None
 
@@ -94,13 +102,13 @@ class Connection:
     def _go_down(self, error: BaseException) -> None:
         if not self.is_down:
             self.is_down = True
-            logger.warning("the queue at %s cannot be reached: %s", self.address, type(error).__name__)
+            logger.warning("the queue at %s cannot be used: %s", self.address, type(error).__name__)
             self.start(self._probe())
 
     async def _probe(self) -> None:
         while self.is_down:
             await asyncio.sleep(PROBE_EVERY_S)
-            with contextlib.suppress(*CONNECTION_ERRORS, TimeoutError):
+            with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(ANSWER_WITHIN_S):
                     await self._try("stats", ())
                 self.is_down = False

@@ -5,8 +5,8 @@ import random
 from collections.abc import Sequence
 
 import msgspec
+import redis
 
-from service.queue.redis.address import CONNECTION_ERRORS
 from service.queue.redis.connection import Connection
 from service.queue.redis.library import PREFIX
 from service.queue.redis.reader import Hint, Reader
@@ -48,7 +48,7 @@ class News:
         while True:
             try:
                 await self._listen()
-            except (*CONNECTION_ERRORS, TimeoutError, RuntimeError):  # the last is uvloop's for a connection reset
+            except (redis.RedisError, OSError, TimeoutError, RuntimeError):  # the last: uvloop's of a connection reset
                 await asyncio.sleep(random.uniform(*RETRY_S))
 
     async def _listen(self) -> None:
