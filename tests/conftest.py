@@ -1,3 +1,5 @@
+import contextlib
+import functools
 import os
 import re
 import signal
@@ -6,12 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 import torch
 
+from service.protocol import Request, SamplingParams
+from tests.fleet.redis_server import RedisServer, find_programs
 from training.checkpoint import save_checkpoint
 from training.config import BudgetConfig, ModelConfig, TrainConfig
 from training.models.gpt import GPT
@@ -127,3 +132,30 @@ def server(serving: Callable[..., AbstractContextManager[Server]], checkpoint: P
     """A server with two workers that every test may use and must leave serving."""
     with serving(f"--model=tiny={checkpoint}", "--workers=2", "--log-format=json", "--log-level=debug") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def redis_servers(tmp_path_factory):
+    """A function that returns a running server of this name; skips where the machine lacks it."""
+    with contextlib.ExitStack() as running:
+
+        @functools.cache
+        def start(name: str) -> RedisServer:
+            program = find_programs().get(name)
+            if program is None:
+                pytest.skip(f"no {name} server here")
+            return running.enter_context(RedisServer(tmp_path_factory.mktemp(name), program=program))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def make_request():
+    """A function that makes a request; its cost is `num_prompt` + `max_tokens`, other fields as they are named."""
+
+    def make(request_id: str, *, num_prompt=3, max_tokens=5, **fields: Any) -> Request:
+        params = SamplingParams(max_tokens=max_tokens, seed=7)
+        fields = {"model": "tiny", "revision": "r1", "token_ids": tuple(range(num_prompt))} | fields
+        return Request(id=request_id, params=params, **fields)
+
+    return make

@@ -16,7 +16,6 @@ may run on between two `pass_time`s, for as long as a test takes: times in the t
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import tempfile
 import threading
@@ -40,7 +39,6 @@ from service.protocol import (
     Idempotency,
     QueueStats,
     Request,
-    SamplingParams,
     Update,
 )
 from service.queue.base import GatewayQueue, WorkerQueue
@@ -49,7 +47,7 @@ from service.queue.local import LocalQueue
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import library
 from service.queue.redis.worker import RedisWorkerQueue
-from tests.fleet.redis_server import RedisServer, find_programs
+from tests.fleet.redis_server import RedisServer
 
 MODELS = {"tiny": "r1"}
 TIMEOUT_S = 30.0
@@ -320,21 +318,6 @@ HOMES: dict[str, type[Home]] = {"local": DirectHome, "link": LinkHome, "redis": 
 READ_TIME = "local time = call('TIME')"
 
 
-@pytest.fixture(scope="session")
-def redis_servers(tmp_path_factory):
-    """A function that returns a running server of this name; skips where the machine lacks it."""
-    with contextlib.ExitStack() as running:
-
-        @functools.cache
-        def start(name: str) -> RedisServer:
-            program = find_programs().get(name)
-            if program is None:
-                pytest.skip(f"no {name} server here")
-            return running.enter_context(RedisServer(tmp_path_factory.mktemp(name), program=program))
-
-        yield start
-
-
 @pytest.fixture(params=HOMES)
 def open_home(request):
     """A function that opens this home with settings; the context manager closes it."""
@@ -358,15 +341,3 @@ def open_home(request):
 def home(open_home):
     with open_home() as home:
         yield home
-
-
-@pytest.fixture(scope="session")
-def make_request():
-    """A function that makes a request; its cost is `num_prompt` + `max_tokens`, other fields as they are named."""
-
-    def make(request_id: str, *, num_prompt=3, max_tokens=5, **fields: Any) -> Request:
-        params = SamplingParams(max_tokens=max_tokens, seed=7)
-        fields = {"model": "tiny", "revision": "r1", "token_ids": tuple(range(num_prompt))} | fields
-        return Request(id=request_id, params=params, **fields)
-
-    return make

@@ -374,3 +374,12 @@ def test_stats_count_what_waits_and_runs(home, make_request):
     assert home.stats() == QueueStats(
         waiting=3, running=2, waiting_tokens=24, workers=1, drain_tokens_per_s=0.0, revisions=frozenset({"r1"})
     )
+
+
+def test_a_claim_that_does_not_wait_takes_what_there_is_whoever_asked_in_vain_before(home, make_request):
+    home.submit(make_request("a"))
+    busy, idle = home.worker(), home.worker()
+    assert len(busy.claim(1, 0)) == 1
+    assert idle.claim(1, 0) == []
+    home.submit(make_request("b"))
+    assert len(busy.claim(1, 0)) == 1

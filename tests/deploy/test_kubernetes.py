@@ -116,10 +116,8 @@ def test_the_drain_fits_into_the_grace_period(fleet, name):
 def test_a_worker_has_its_pods_name_and_its_metrics_where_the_probes_look(fleet):
     worker = container(fleet, "minigpt-worker")
     assert argument(fleet, "minigpt-worker", "--name") == "$(POD_NAME)"
-    names = {variable["name"]: variable.get("valueFrom") for variable in worker["env"]}
-    assert names["POD_NAME"] == {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}} or names[
-        "POD_NAME"
-    ] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    sources = {variable["name"]: variable.get("valueFrom") for variable in worker["env"]}
+    assert sources["POD_NAME"]["fieldRef"]["fieldPath"] == "metadata.name"
     [port] = worker["ports"]
     assert argument(fleet, "minigpt-worker", "--metrics-port") == str(port["containerPort"])
 
@@ -173,7 +171,9 @@ def test_the_autoscaler_works_from_no_worker_on():
         assert trigger["metadata"]["url"] == where
         assert trigger["metadata"]["format"] == "prometheus"
         assert float(trigger["metadata"]["targetValue"]) > 0
-    assert container(resources, "minigpt-gateway")["readinessProbe"]["httpGet"]["path"] == "/livez"
+    gateway = container(resources, "minigpt-gateway")
+    assert gateway["readinessProbe"]["httpGet"]["path"] == "/livez"
+    assert "--wait-for-workers" in gateway["args"]
 
 
 def test_monitors_look_where_the_metrics_are():

@@ -102,10 +102,8 @@ class Disturber:
     def _end(self, program: Program) -> bool:
         if not program.is_running:
             return False
-        lives = len(program.exits)
         program.terminate()
-        wait_until(lambda: len(program.exits) > lives or not program.is_running, f"{program.name} ends")
-        return program.exits[lives] in (0, 1)
+        return program.wait() in (0, 1)
 
     def _stop(self, program: Program, seconds: float) -> bool:
         if not program.is_running:
@@ -187,8 +185,10 @@ def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
         with fleet.keep_alive(), ThreadPoolExecutor(NUM_CLIENTS + 1) as threads:
             disturbing = threads.submit(disturber.disturb_until, over)
             reading = [threads.submit(read, fleet, n, bodies[n], leaving[n], tally) for n in range(num_streams)]
-            whole = [read for future in reading if (read := future.result()) is not None]
-            over.set()
+            try:
+                whole = [read for future in reading if (read := future.result()) is not None]
+            finally:
+                over.set()
             disturbing.result()
         fleet.repair()
         wait_until(lambda: is_idle(fleet), "nothing waits or runs any more")

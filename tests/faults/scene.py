@@ -18,7 +18,7 @@ from tests.fleet.waiting import wait_until
 SECRET = "quagmire of xylophones"
 """Begins every prompt, and is nowhere else."""
 MEMORY_SLACK_BYTES = 64 * 2**20
-DESCRIPTOR_SLACK = 4
+DESCRIPTOR_SLACK = 20
 """Connections that a pool may keep beyond what it had."""
 
 

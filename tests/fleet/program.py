@@ -3,13 +3,14 @@
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import psutil
 
-from tests.fleet.waiting import PATIENCE_S
+from tests.fleet.waiting import wait_until
 
 TAIL_LINES = 15
 TAIL_CHARS = 400
@@ -33,6 +34,7 @@ class Program:
         """Exit statuses of its former lives; negative: the signal that ended it."""
         self._env = os.environ | (env or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         self.start()
@@ -43,23 +45,22 @@ class Program:
 
     def start(self) -> None:
         """Start it, unless it runs."""
-        if self.is_running:
-            return
-        self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
-            )
-        self._guard = subprocess.Popen(
-            ["sh", "-c", f"read -r _ || kill -9 {self.pid}"], stdin=subprocess.PIPE, start_new_session=True
-        )
+        with self._lock:
+            if not self.is_running:
+                self._log_start = self.log.stat().st_size if self.log.exists() else 0
+                self._process = self._spawn()
+                guard = ["sh", "-c", f"read -r _ || kill -9 {self.pid}"]
+                self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
 
     @property
     def is_running(self) -> bool:
         """Whether it has not ended, paused or not; what has ended is noted."""
-        if self._process is not None and self._process.poll() is not None:
-            self._note_exit()
-        return self._process is not None
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self.exits.append(self._process.returncode)
+                self._process = None
+                self._guard.communicate(b"\n")
+            return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -87,23 +88,20 @@ class Program:
 
     def kill(self) -> None:
         """End it at once, if it runs: SIGKILL."""
-        if self.is_running:
-            self.signal(signal.SIGKILL)
-            self.wait()
+        with self._lock:
+            if self.is_running:
+                self.signal(signal.SIGKILL)
+                self.wait()
 
     def terminate(self) -> None:
         """Ask it to end: SIGTERM."""
         self.signal(signal.SIGTERM)
 
-    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+    def wait(self) -> int:
         """Return its exit status once it has ended."""
-        if self._process is not None:
-            try:
-                self._process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                raise AssertionError(f"{self.name} does not end in {timeout_s:g} s:\n{self.tail()}") from None
-            self._note_exit()
-        return self.exits[-1]
+        lives = len(self.exits)
+        wait_until(lambda: not self.is_running or len(self.exits) > lives, lambda: f"{self.name} ends\n{self.tail()}")
+        return self.exits[lives]
 
     def words(self) -> str:
         """Return what it has said in this life, or in its last."""
@@ -116,8 +114,8 @@ class Program:
         lines = self.words().splitlines()[-TAIL_LINES:]
         return "\n".join(f"  {self.name}: {line[:TAIL_CHARS]}" for line in lines)
 
-    def _note_exit(self) -> None:
-        assert self._process is not None
-        self.exits.append(self._process.wait())
-        self._process = None
-        self._guard.communicate(b"\n")
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
+            )

@@ -121,6 +121,6 @@ local function drop_worker(worker, died)
   end
   drop_reservations(worker)
   call('ZREM', P .. ':workers', worker)
-  call('HDEL', P .. ':idle', worker)
+  call('HDEL', P .. ':room', worker)
   call('DEL', P .. ':w:' .. worker, P .. ':own:' .. worker)
 end

@@ -60,23 +60,21 @@ local function submit(keys, args)
   return {'ok', table.concat(ids, ' ')}
 end
 
--- args: gateway, then for each request id and the number of tokens known. Answers for each what came since, and tells
+-- args: gateway, then ids. Answers for each the whole log, so that a reader can compare what it has yielded, and tells
 -- from now on that gateway of it; false where nothing is known of the request.
 local function watch(keys, args)
   begin(keys)
   local answers = {}
-  for at = 2, #args, 2 do
+  for at = 2, #args do
     local id = args[at]
     local r = call('HMGET', P .. ':r:' .. id, 'gateways', 'queued', 'end')
     if r[1] then
       if not string.find(' ' .. r[1] .. ' ', ' ' .. args[1] .. ' ', 1, true) then
         call('HSET', P .. ':r:' .. id, 'gateways', r[1] .. ' ' .. args[1])
       end
-      local log, base = P .. ':t:' .. id, tonumber(args[at + 1])
-      local length = call('STRLEN', log) / 4
       table.insert(answers, {
-        length, call('GETRANGE', log, base * 4, -1), call('LRANGE', P .. ':l:' .. id, base, -1),
-        call('GET', P .. ':s:' .. id), r[2], r[3],
+        call('GET', P .. ':t:' .. id) or '', call('LRANGE', P .. ':l:' .. id, 0, -1), call('GET', P .. ':s:' .. id),
+        r[2], r[3],
       })
     else
       table.insert(answers, false)

@@ -71,7 +71,8 @@ class RedisQueue:
         Raises:
             QueueFull: over the cap of requests, of tokens or of the tenant, or the server is out of memory.
             BadRequest: the same idempotency key with another digest.
-            Unavailable: the queue cannot be reached; whatever became of the call, nothing will be computed for it.
+            Unavailable: the queue cannot be reached; whatever became of the call, nothing will be computed for it,
+                but where its idempotency key lets another submission join it.
         """
         if not requests:
             return []
@@ -88,7 +89,7 @@ class RedisQueue:
         try:
             outcome, *told = await self._call("submit", *args)
         except Unavailable:
-            for request in requests:
+            for request in requests if idempotency is None else ():  # with a key, whoever asks again joins it
                 self._connection.start(self._abandon(request.id))
             raise
         except redis.OutOfMemoryError:
@@ -203,10 +204,10 @@ class RedisQueue:
     async def _read_logs(self, readers: Sequence[Reader]) -> None:
         if not readers:
             return
-        args: list[Argument] = [self._id]
         for reader in readers:
-            args += [reader.id, reader.reads_from]
-        answers = await self._connection.persist("watch", *args, for_s=self._patience_s)
+            reader.must_read_log = False  # what is doubted from now on is read once more
+        ids = [reader.id for reader in readers]
+        answers = await self._connection.persist("watch", self._id, *ids, for_s=self._patience_s)
         for reader, answer in zip(readers, answers, strict=True):
             reader.read_log(None if answer is None else LogState(*answer))
 

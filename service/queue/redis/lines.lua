@@ -7,7 +7,7 @@
 --   P:a:<line>:<priority>            zset: tenants that wait → start tag;  P:f:…  hash: finish tags;  P:v:…  virtual time
 --   P:suspects:<line>, P:last:<line> zsets: arrival → id of suspects, and of those that have a last chance
 --   P:reserved:<line>                the worker that empties itself for a last chance
---   P:workers zset: lease end; P:w:<worker> hash; P:own:<worker> set of ids; P:idle  hash: workers that found nothing
+--   P:workers zset: lease end; P:w:<worker> hash; P:own:<worker> set of ids; P:room hash: what each had left when it claimed
 --   P:deadlines zset · P:n hash of counts · P:tenants hash: how many wait · P:lines hash: how many wait
 --   P:i:<tenant>:<key> hash: an idempotency key's digest and ids · P:dead list · channels P:work and P:gw:<gateway>
 --

@@ -27,10 +27,8 @@ class Hint(Wire, frozen=True, kw_only=True, array_like=True):
 
 
 class LogState(NamedTuple):
-    """What Redis has of a request, from some token on."""
+    """What Redis has of a request."""
 
-    length: int
-    """Tokens in the log."""
     tokens: bytes
     logprobs: list[bytes]
     prompt_logprobs: bytes | None
@@ -53,15 +51,8 @@ class Reader:
         self.has_ended = False
         self._seen = array("I")
         self._knows_prompt = False
-        self._is_behind = False
-        """Whether the log was found shorter than what was yielded."""
         self._hints: deque[Hint] = deque()
         self._ready: Update | None = None
-
-    @property
-    def reads_from(self) -> int:
-        """The first token that a reading of the log should have."""
-        return 0 if self._is_behind else len(self._seen)
 
     def doubt(self) -> None:
         """Take hints for lost: the log is read next."""
@@ -77,7 +68,7 @@ class Reader:
         self.news.set()
 
     def read_log(self, state: LogState | None) -> None:
-        """Take what the log has; None: nothing is known of the request.
+        """Take what the whole log has; None: nothing is known of the request.
 
         Raises:
             NotFound: it is not there.
@@ -85,11 +76,9 @@ class Reader:
         """
         if state is None:
             raise NotFound(f"no request '{self.id}': it ended too long ago, was lost with the queue, or never was")
-        base, self.must_read_log = self.reads_from, False
-        self._is_behind = state.length < len(self._seen)
         logged = Hint(
             id=self.id,
-            base=base,
+            base=0,
             queued_s=float(state.queued_s or 0),
             token_ids=tuple(array("I", state.tokens)),
             end=None if state.end is None else msgspec.msgpack.decode(state.end, type=End),
@@ -127,7 +116,6 @@ class Reader:
             return None
         self._knows_prompt |= bool(prompt_logprobs)
         self._seen.extend(token_ids)
-        self._is_behind = False
         self.has_ended = hint.end is not None
         return Update(
             id=self.id,

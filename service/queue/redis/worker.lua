@@ -7,19 +7,28 @@ local function register(keys, args)
   drop_worker(worker, false)
   call('ZADD', P .. ':workers', NOW + args[2], worker)
   call('HSET', P .. ':w:' .. worker, 'identity', args[3], 'revisions', args[4], 'lines', args[5])
-  keep_shared(P .. ':workers', P .. ':w:' .. worker, P .. ':n')
+  call('HSET', P .. ':room', worker, 0)
+  keep_shared(P .. ':workers', P .. ':w:' .. worker, P .. ':room', P .. ':n')
 end
 
--- How many of what waits are for this worker, so that all who found nothing lately hold as many.
-local function fair_share(worker, lines, held)
-  local waiting, served = 0, {}
+local function num_waiting(lines)
+  local number = 0
   for _, line in ipairs(lines) do
-    waiting, served[line] = waiting + tonumber(call('HGET', P .. ':lines', line) or 0), true
+    number = number + tonumber(call('HGET', P .. ':lines', line) or 0)
   end
-  local total, takers = waiting + held, 1
-  for _, other in ipairs(call('HKEYS', P .. ':idle')) do
-    local alike = false
-    for _, line in ipairs(other ~= worker and lines_of(other) or {}) do
+  return number
+end
+
+-- How many of what waits are for this worker, so that all who had room when they last asked hold as many.
+local function fair_share(worker, lines, held)
+  local total, takers, served = num_waiting(lines) + held, 1, {}
+  for _, line in ipairs(lines) do
+    served[line] = true
+  end
+  local rooms = call('HGETALL', P .. ':room')
+  for i = 1, #rooms, 2 do
+    local other, alike = rooms[i], false
+    for _, line in ipairs(other ~= worker and rooms[i + 1] ~= '0' and lines_of(other) or {}) do
       alike = alike or served[line]
     end
     if alike then
@@ -41,17 +50,23 @@ local function hand_over(r, worker)
   if r.epoch > 1 then
     count('resumed', 1)
   end
-  return r.id
+  r.worker, r.queued = worker, tostring(queued)
+  return r
 end
 
--- What a worker is told of requests that it holds; others are left out.
-local function described(worker, ids)
+-- What a worker is told of a request that it holds.
+local function described(r)
+  local body, prompt = call('GET', P .. ':b:' .. r.id), call('GET', P .. ':p:' .. r.id)
+  return {r.epoch, body, prompt, call('GET', P .. ':t:' .. r.id) or '', r.queued}
+end
+
+-- What it was told when it asked before, of what it still holds.
+local function claimed_before(worker, ids)
   local claims = {}
-  for _, id in ipairs(ids) do
+  for _, id in ipairs(words(ids)) do
     local r = load(id)
     if r and r.worker == worker then
-      local body, prompt = call('GET', P .. ':b:' .. id), call('GET', P .. ':p:' .. id)
-      table.insert(claims, {r.epoch, body, prompt, call('GET', P .. ':t:' .. id) or '', r.queued})
+      table.insert(claims, described(r))
     end
   end
   return claims
@@ -91,42 +106,43 @@ local function num_suspects(worker)
 end
 
 -- `capacity`: what the worker holds, and the most that it asks for.
-local function take_suspects(worker, lines, capacity, limit, ids)
+local function take_suspects(worker, lines, capacity, limit, taken)
   local id = first_of(P .. ':suspects:', lines)
   local quota = id and math.max(1, math.floor(capacity / 4)) - num_suspects(worker) or 0
-  while id and quota > 0 and #ids < limit do
+  while id and quota > 0 and #taken < limit do
     local r = load(id)
     if not is_called_off(r) then
-      table.insert(ids, hand_over(r, worker))
+      table.insert(taken, hand_over(r, worker))
       quota = quota - 1
     end
     id = first_of(P .. ':suspects:', lines)
   end
 end
 
--- Hand over what this worker is to have now. Answers the ids, and whether more waits for it.
+-- Hand over what this worker is to have now.
 local function take(worker, limit, is_shared)
-  local lines, held, ids = lines_of(worker), call('SCARD', P .. ':own:' .. worker), {}
-  if call('HGET', P .. ':w:' .. worker, 'alone') then
-    return ids, false
+  local lines, held, taken = lines_of(worker), call('SCARD', P .. ':own:' .. worker), {}
+  if call('HEXISTS', P .. ':w:' .. worker, 'alone') == 1 then
+    return taken
   end
   local alone, is_kept = last_chance(worker, lines, held)
   if alone then
     call('HSET', P .. ':w:' .. worker, 'alone', alone.id)
-    return {hand_over(alone, worker)}, false
+    return {hand_over(alone, worker)}
   elseif is_kept then
-    return ids, false
+    return taken
   end
   local share = is_shared and math.min(limit, fair_share(worker, lines, held)) or limit
-  take_suspects(worker, lines, held + limit, share, ids)
-  local r = next_ordinary(lines)
-  while r and #ids < share do
-    if not is_called_off(r) then
-      table.insert(ids, hand_over(r, worker))
+  take_suspects(worker, lines, held + limit, share, taken)
+  while #taken < share do
+    local r = next_ordinary(lines)
+    if not r then
+      break
+    elseif not is_called_off(r) then
+      table.insert(taken, hand_over(r, worker))
     end
-    r = next_ordinary(lines)
   end
-  return ids, r ~= nil and #ids < limit
+  return taken
 end
 
 -- args: worker, most requests, lease_s, '1' to take a fair share alone, a number of this claim: asked again under the
@@ -140,17 +156,18 @@ local function claim(keys, args)
   end
   local last = call('HMGET', about, 'claim', 'claimed')
   if last[1] == args[5] then
-    return {0, described(worker, words(last[2]))}
+    return {1, claimed_before(worker, last[2])}
   end
-  local ids, is_more = take(worker, tonumber(args[2]), args[4] == '1')
+  local limit, claims, ids = tonumber(args[2]), {}, {}
+  for _, r in ipairs(take(worker, limit, args[4] == '1')) do
+    table.insert(claims, described(r))
+    table.insert(ids, r.id)
+  end
   if #ids > 0 then
     call('HSET', about, 'claim', args[5], 'claimed', table.concat(ids, ' '))
-    call('HDEL', P .. ':idle', worker)
-  else
-    call('HSET', P .. ':idle', worker, '')
-    keep_shared(P .. ':idle')
   end
-  return {is_more and 1 or 0, described(worker, ids)}
+  call('HSET', P .. ':room', worker, limit - #ids)
+  return {num_waiting(lines_of(worker)) > 0 and 1 or 0, claims}
 end
 
 -- Append tokens where the log ends. Answers whether it did end there.
@@ -261,7 +278,7 @@ local function retire(keys, args)
     drop_reservations(args[1])
     call('HSET', P .. ':w:' .. args[1], 'lines', '', 'revisions', EMPTY_REVISIONS)
   end
-  call('HDEL', P .. ':idle', args[1])
+  call('HDEL', P .. ':room', args[1])
 end
 
 -- args: worker. It hands back everything.

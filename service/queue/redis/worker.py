@@ -70,6 +70,8 @@ class RedisWorkerQueue:
         self._renewed = clock()
         self._num_claims = 0
         """Of those that were answered: one that was not is asked for again by the same number."""
+        self._more_waits = True
+        """Whether the last claim left something for which there was room, or that was left to others."""
         self._queued_s: dict[str, float] = {}
         """Of each request that is held, for those who read its news."""
         self._retired = threading.Event()
@@ -85,10 +87,12 @@ class RedisWorkerQueue:
         lines = " ".join(line_of(*model) for model in models.items())
         about: list[Argument] = [self._encode(self._identity), self._encode(list(models.values())), lines]
 
+        is_new = not former  # later on, another of this name may be the newer one
+
         def begin() -> None:
             if former:
                 self._call("release", former)
-            self._reap(lambda other: self._identity.sees_dead(other) or self._identity.replaces(other))
+            self._reap(lambda other: self._identity.sees_dead(other) or (is_new and self._identity.replaces(other)))
             self._call("register", self._id, self._lease_s, *about)
 
         self._persist(begin, for_s=math.inf)
@@ -96,23 +100,20 @@ class RedisWorkerQueue:
     def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
         """Take up to `max_requests`, in the order of `service.queue.fairness`; wait up to `wait_s` for the first."""
         until = self._clock() + wait_s
-        is_shared = True
+        is_shared = wait_s > 0  # who does not wait will not come back for what others leave
         while True:
             try:
-                more, claims = self._call(
-                    "claim", self._id, max_requests, self._lease_s, int(is_shared), self._num_claims
-                )
-                self._num_claims += 1
                 left_s = until - self._clock()
-                if claims or left_s <= 0 or self._retired.is_set():
-                    return [self._read_claim(*claim) for claim in claims]
-                is_shared = not (more and is_shared)
-                self._await_hint(min(left_s, POLL_S if is_shared else SECOND_LOOK_S))
+                if left_s > 0 and not (self._more_waits and is_shared):
+                    self._await_hint(min(left_s, POLL_S if is_shared else SECOND_LOOK_S))
+                claims = self._claim(max_requests, is_shared=is_shared)
+                is_shared = not (self._more_waits and is_shared)
             except CONNECTION_ERRORS:
                 self._drop_hints()
-                left_s = max(0.0, until - self._clock())
-                if self._retired.wait(min(left_s, random.uniform(*RETRY_S))) or left_s == 0:
-                    return []
+                claims = []
+                self._retired.wait(min(max(0.0, left_s), random.uniform(*RETRY_S)))
+            if claims or self._retired.is_set() or self._clock() >= until:
+                return claims
 
     def emit(self, emissions: Sequence[Emission]) -> list[EmitStatus]:
         """Append one step's tokens and ends, one status each; renews the lease.
@@ -183,7 +184,7 @@ class RedisWorkerQueue:
             except CONNECTION_ERRORS as error:
                 if longest_s == RETRY_S[0]:
                     logger.warning("the queue at %s cannot be reached: %s", self.address, type(error).__name__)
-                if began - self._renewed > last_s:
+                if self._clock() - self._renewed > last_s:
                     what = f"the queue at {self.address} cannot be reached ({type(error).__name__})"
                     raise LeaseLost(f"{what}: what was claimed is taken for another worker's") from error
                 time.sleep(random.uniform(0, longest_s))
@@ -227,6 +228,12 @@ class RedisWorkerQueue:
             )
         tokens = array("I", e.token_ids).tobytes()
         return [e.id, f"{self._id}:{e.epoch}", e.base, tokens, hint, len(beside), *beside]
+
+    def _claim(self, max_requests: int, *, is_shared: bool) -> list[Claim]:
+        more, claims = self._call("claim", self._id, max_requests, self._lease_s, int(is_shared), self._num_claims)
+        self._num_claims += 1
+        self._more_waits = bool(more)
+        return [self._read_claim(*claim) for claim in claims]
 
     def _await_hint(self, timeout_s: float) -> None:
         if self._hints is None:
