@@ -70,7 +70,7 @@ class Waiting:
             return None
         last_chance = self._suspects.last_chance_for(worker)
         if last_chance is not None:
-            return last_chance
+            return None if worker.claims else last_chance
         return self._suspects.next_for(worker, capacity) or self._next_ordinary(worker, rivals)
 
     def _next_ordinary(self, worker: Worker, rivals: Sequence[Worker]) -> Entry | None:

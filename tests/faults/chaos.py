@@ -184,17 +184,18 @@ def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
         disturber = Disturber(fleet, rng, tally)
         with fleet.keep_alive(), ThreadPoolExecutor(NUM_CLIENTS + 1) as threads:
             disturbing = threads.submit(disturber.disturb_until, over)
-            reading = [threads.submit(read, fleet, n, bodies[n], leaving[n], tally) for n in range(num_streams)]
             try:
-                whole = [read for future in reading if (read := future.result()) is not None]
+                reading = [threads.submit(read, fleet, n, bodies[n], leaving[n], tally) for n in range(num_streams)]
+                results = [future.result() for future in reading]
             finally:
                 over.set()
             disturbing.result()
         fleet.repair()
         wait_until(lambda: is_idle(fleet), "nothing waits or runs any more")
         check_secrecy(fleet)
-        for body, got in whole:
-            judge(oracle, body, got, tally)
+        for result in results:
+            if result is not None:
+                judge(oracle, *result, tally)
     return tally
 
 

@@ -1,7 +1,7 @@
 """Where a queue in Redis is: its URL read, refused or shown; the clients that lead there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -30,18 +30,17 @@ class Address:
         SettingError: it is none; the message has no password.
     """
 
-    url: str
+    url: str = field(repr=False)
 
     def __post_init__(self) -> None:
         try:
-            parts = urlsplit(self.url)
-            path = parts.path.strip("/").split("/")
-            service = path.pop(0) if parts.scheme == "redis+sentinel" else "none"
-            valid = parts.scheme in SCHEMES and parts.hostname and service and int("/".join(path) or 0) >= 0
-            valid = valid and (parts.scheme == "redis+sentinel" or parts.port != 0)
-        except ValueError:
-            valid = False
-        if not valid:
+            is_valid = self._names_server()
+            self.connect(
+                1.0
+            ).connection_pool.make_connection()  # refuses parameters that mean nothing; connects not yet
+        except (ValueError, TypeError, redis.RedisError):
+            is_valid = False
+        if not is_valid:
             raise SettingError(f"queue: {redact(self.url)} is no address of a Redis; write e.g. {EXAMPLES}")
 
     def __str__(self) -> str:
@@ -65,6 +64,20 @@ class Address:
     def _is_sentinel(self) -> bool:
         return self.url.startswith("redis+sentinel://")
 
+    def _names_server(self) -> bool:
+        """Return whether scheme, host and database are there, and nothing that would be taken for another part."""
+        parts = urlsplit(self.url)
+        path = parts.path.strip("/").split("/")
+        is_named = bool(path.pop(0)) and not parts.query if self._is_sentinel else parts.port != 0
+        is_torn = bool(parts.fragment) or "@" in parts.query  # by a ? or # in a password
+        return (
+            parts.scheme in SCHEMES
+            and bool(parts.hostname)
+            and is_named
+            and not is_torn
+            and int("/".join(path) or 0) >= 0
+        )
+
     def _find_primary(self, kind: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - of either client
         """Return a client of whichever server the sentinels call the primary, asked again at each connection."""
         parts = urlsplit(self.url)
@@ -79,10 +92,10 @@ class Address:
 def redact(url: str) -> str:
     """Return `url` without what may be a password, and without its parameters."""
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    secret, at, hosts = rest.rpartition("@")
+    if not separator or "?" in secret:  # the @ may be one of a password among the parameters
         return "what was given"
-    hosts = rest.rpartition("@")[2].partition("?")[0]
-    return f"{scheme}{separator}{'***@' if '@' in rest else ''}{hosts}"
+    return f"{scheme}{separator}{at and '***@'}{hosts.partition('?')[0]}"
 
 
 def _split_port(host: str) -> tuple[str, str, str]:

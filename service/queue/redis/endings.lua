@@ -37,14 +37,31 @@ local function leave_worker(r)
   count_running(-1)
 end
 
+-- Let an answer be forgotten, `keep` milliseconds after the last of its requests has ended.
+local function expire(r)
+  local num_choices, ids = tonumber(r.choices), {r.id}
+  if num_choices > 1 then
+    local answer = string.match(r.id, '^(.*)%-%d+$')
+    if call('HINCRBY', P .. ':r:' .. answer .. '-0', 'num_ended', 1) < num_choices then
+      return
+    end
+    for choice = 0, num_choices - 1 do
+      ids[choice + 1] = answer .. '-' .. choice
+    end
+  end
+  for _, id in ipairs(ids) do
+    for _, kind in ipairs({':r:', ':b:', ':p:', ':t:', ':l:', ':s:'}) do
+      call('PEXPIRE', P .. kind .. id, r.keep)
+    end
+  end
+end
+
 -- Close a request that neither waits nor runs any more.
 local function close(r, packed_end)
   local queued = r.queued ~= '' and r.queued or NOW - r.submitted
   call('HSET', P .. ':r:' .. r.id, 'end', packed_end, 'worker', '', 'fence', '', 'queued', queued)
   call('ZREM', P .. ':deadlines', r.id)
-  for _, kind in ipairs({':r:', ':b:', ':p:', ':t:', ':l:', ':s:'}) do
-    call('PEXPIRE', P .. kind .. r.id, r.keep)
-  end
+  expire(r)
 end
 
 -- Close a request by the queue's own decision, and say so.

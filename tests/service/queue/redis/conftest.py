@@ -1,0 +1,77 @@
+"""A real server, clean before each test and whole again after it, and a way there that can be made a bad one."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+from service.protocol import Emission
+from tests.fleet.proxy import HOST, Proxy
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+@pytest.fixture
+def server(redis_servers):
+    """A server that tests may stop, starve and flush; it has the default settings again after each."""
+    server = redis_servers("redis")
+    with server.client() as client:
+        client.flushall()
+        client.function_flush()
+    yield server
+    server.resume()
+    with server.client() as client:
+        client.config_set("maxmemory", 0, "min-replicas-to-write", 0)
+
+
+@pytest.fixture
+def client(server):
+    """Looks into the server."""
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def proxy(server):
+    """The way to the server."""
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far_url(proxy) -> str:
+    """The server's, by way of the proxy."""
+    return f"redis://{HOST}:{proxy.port}/0"
+
+
+@pytest.fixture
+def run_async() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """A function that runs a coroutine to its end, in a loop of its own."""
+    return asyncio.run
+
+
+@pytest.fixture(params=LOOPS)
+def run_in_loop(request) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """The same, in each kind of loop that gateways run in."""
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            return runner.run(coroutine)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_emission():
+    """A function that makes what one step adds to a claim: tokens behind those it came with, unless `base` is given."""
+
+    def make(claim, *token_ids: int, base: int | None = None, **fields: Any) -> Emission:
+        at = len(claim.token_ids) if base is None else base
+        return Emission(id=claim.request.id, epoch=claim.epoch, base=at, token_ids=token_ids, **fields)
+
+    return make
