@@ -11,15 +11,16 @@ template <class E>
 struct Page {
     Lane *keys, *values;
 
-    void write(const float* k, const float* v, int64_t D, int64_t slot) const {
+    // What shares a lane may be written by another thread meanwhile, but for the slots behind the newest token.
+    void write(const float* k, const float* v, int64_t D, int64_t slot, bool newest) const {
         using Scalar = typename E::Scalar;
         constexpr int64_t N = E::WIDTH;
         auto *key = reinterpret_cast<Scalar*>(keys), *value = reinterpret_cast<Scalar*>(values + slot / N * D);
         for (int64_t d = 0; d < D; ++d) key[(d / N * PAGE + slot) * N + d % N] = E::narrow(k[d]);
         for (int64_t d = 0; d < D; ++d) {
-            // A lane's later tokens count 0 until they come; zeros times what an older use of the page left might not.
-            if (slot % N == 0) values[slot / N * D + d] = 0;
             value[d * N + slot % N] = E::narrow(v[d]);
+            // A lane's later tokens count 0 until they come; zeros times what an older use of the page left might not.
+            for (int64_t later = slot % N + 1; newest && later < N; ++later) value[d * N + later] = 0;
         }
     }
 };

@@ -104,7 +104,9 @@ struct Run {
         for (int64_t h = 0; h < H + G; ++h)
             norm_and_rotate(q + h * D, h < H ? layer.q_norm : layer.k_norm, cosine, sine, D, model.norm_eps);
         for (int64_t i = 0; i < H * D; i += W) P::pack(load(q + i), 1, step.q + (t * H * D + i) / P::WIDTH);
-        for (int64_t g = 0; g < G; ++g) past(layer, t, g).page(position).write(k + g * D, v + g * D, D, position % PAGE);
+        const bool newest = t + 1 == step.num_tokens || step.tables[t + 1] != step.tables[t];
+        for (int64_t g = 0; g < G; ++g)
+            past(layer, t, g).page(position).write(k + g * D, v + g * D, D, position % PAGE, newest);
     }
 
     Past<P> past(const Layer& layer, int64_t t, int64_t g) const {

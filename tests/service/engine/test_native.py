@@ -154,6 +154,23 @@ def test_the_same_bits_in_a_crowd_with_any_number_of_threads(
     assert all(torch.equal(first, second) for first, second in zip(one, two, strict=True))
 
 
+@needs_kernels
+@every_arithmetic
+def test_two_threads_may_write_to_one_page(
+    make_gpt: MakeGPT, tokenizer: CharTokenizer, make_claim: MakeClaim, arithmetic: Arithmetic
+) -> None:
+    """Six tokens, three for each thread: the third and the fourth share a lane of bf16 values."""
+    model = make_gpt(n_embd=192, n_hidden=512, head_dim=64)
+    prompt = [[1, 2, 3, 4, 5, 6]]
+    try:
+        torch.set_num_threads(2)
+        bench = Bench(model, tokenizer, make_claim, arithmetic)
+        runs = [bench.run(prompt, Random(seed), longest=6)[0] for seed in range(1000)]
+        assert all(torch.equal(runs[0], run) for run in runs)
+    finally:
+        torch.set_num_threads(1)
+
+
 def windows(text: Path) -> Iterator[tuple[GPT, CharTokenizer, list[int], list[int]]]:
     loaded = load_checkpoint(BUNDLED, device="cpu", dtype=torch.float32)
     corpus = text.read_text()
