@@ -71,6 +71,16 @@ def test_depth_and_workers_are_those_of_the_queue():
         assert f"minigpt_{line}\n" in text
 
 
+def test_a_queue_that_cannot_be_reached_is_told_and_leaves_its_last_figures():
+    metrics = GatewayMetrics(CollectorRegistry(), ["tiny"])
+    metrics.observe_queue(QueueStats(waiting=3, running=2, waiting_tokens=70, workers=1, drain_tokens_per_s=9.0))
+    assert "minigpt_queue_up 1.0\n" in metrics.render().decode()
+    metrics.observe_queue(None)
+    text = metrics.render().decode()
+    assert "minigpt_queue_up 0.0\n" in text
+    assert "minigpt_requests_waiting 3.0\n" in text
+
+
 def test_what_the_queue_counts_is_shown_once_however_often_it_is_read():
     metrics = GatewayMetrics(CollectorRegistry(), ["tiny"])
     stats = QueueStats(waiting=0, running=0, waiting_tokens=0, workers=1, drain_tokens_per_s=0.0, resumed=2, fenced=5)

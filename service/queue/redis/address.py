@@ -54,8 +54,11 @@ class Address:
         return self._find_primary(Sentinel, options)
 
     def connect_async(self, timeout_s: float) -> "redis.asyncio.Redis":
-        """Return the same for an event loop."""
-        options = _options(timeout_s) | {"retry": AsyncRetry(NoBackoff(), 0)}
+        """Return the same for an event loop, where a caller says himself how long he waits for a reply.
+
+        The client's own way is `asyncio.wait_for`, which swallows a cancellation that comes as it is done.
+        """
+        options = _options(timeout_s) | {"retry": AsyncRetry(NoBackoff(), 0), "socket_timeout": None}
         if not self._is_sentinel:
             return redis.asyncio.Redis.from_url(self.url, **options)
         return self._find_primary(AsyncSentinel, options)

@@ -56,7 +56,7 @@ local function submit(keys, args)
     call('HSET', joined, 'digest', args[9], 'ids', table.concat(ids, ' '))
     call('PEXPIRE', joined, args[10])
   end
-  keep_shared(P .. ':n', P .. ':lines', P .. ':tenants', P .. ':deadlines')
+  keep_shared(P .. ':n', P .. ':deadlines')
   return {'ok', table.concat(ids, ' ')}
 end
 

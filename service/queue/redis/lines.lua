@@ -94,13 +94,13 @@ end
 local function enqueue(r)
   local queue, active, finish, virtual = place(r)
   call('ZADD', queue, r.arrival, r.id)
-  keep_shared(queue)
   if active and not call('ZSCORE', active, r.tenant) then
     local start = math.max(tonumber(call('GET', virtual) or 0), tonumber(call('HGET', finish, r.tenant) or 0))
     call('ZADD', active, start, r.tenant)
     keep_shared(active, finish, virtual)
   end
   count_waiting(r, 1)
+  keep_shared(queue, P .. ':tenants', P .. ':lines')
   call('PUBLISH', P .. ':work', r.line)
 end
 

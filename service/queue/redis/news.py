@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import redis
 
-from service.queue.redis.connection import Connection
+from service.queue.redis.connection import ANSWER_WITHIN_S, Connection
 from service.queue.redis.library import PREFIX
 from service.queue.redis.reader import Hint, Reader
 
@@ -53,7 +53,8 @@ class News:
 
     async def _listen(self) -> None:
         async with self._connection.client.pubsub(ignore_subscribe_messages=True) as pubsub:
-            await pubsub.subscribe(self._channel)
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await pubsub.subscribe(self._channel)
             for readers in self._readers.values():
                 for reader in readers:
                     reader.doubt()

@@ -259,6 +259,7 @@ local function emit(keys, args)
   end
   if num_fenced > 0 then
     count('fenced', num_fenced)
+    keep_shared(P .. ':n') -- it may be new: everything else was flushed
   end
   tell(news)
   return table.concat(statuses)
@@ -267,7 +268,7 @@ end
 -- args: worker, lease_s. Answers 1, or 0 when the lease was lost.
 local function renew(keys, args)
   begin(keys)
-  keep_shared(P .. ':workers', P .. ':w:' .. args[1], P .. ':own:' .. args[1])
+  keep_shared(P .. ':workers', P .. ':w:' .. args[1], P .. ':own:' .. args[1], P .. ':room', P .. ':n', P .. ':lines')
   return renew_lease(args[1], tonumber(args[2])) and 1 or 0
 end
 

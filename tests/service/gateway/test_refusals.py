@@ -150,6 +150,12 @@ def test_without_a_worker_it_is_a_503_that_says_when_to_come_back(start_gateway)
         assert answer.headers["retry-after-ms"] == "1000"
 
 
+def test_where_workers_start_for_what_waits_it_is_taken_without_any(start_gateway):
+    with start_gateway(with_worker=False, wait_for_workers=True) as gateway:
+        assert gateway.generate(prompt="a", max_tokens=1, background=True).status_code == 202
+        assert "minigpt_requests_waiting 1.0\n" in gateway.client.get("/metrics").text
+
+
 def test_nothing_of_a_request_is_quoted_or_logged(gateway, caplog):
     caplog.set_level(logging.DEBUG)
     bodies = [
