@@ -31,6 +31,7 @@ LEASE_S = 2.0
 PAUSE_S = 3 * LEASE_S
 NUM_CLIENTS = 24
 MAX_TOKENS = 160
+LEFT = "left"
 LEAVING = 0.1
 """Share of the clients who leave in the middle."""
 WORKER_OPTIONS = (f"--lease-s={LEASE_S}", "--drain-s=0.2")
@@ -130,8 +131,8 @@ class Disturber:
         return member.network.num_broken > before
 
 
-def read(fleet: Fleet, number: int, body: Body, leaves_after: int | None, tally: Tally) -> tuple[Body, Streamed] | None:
-    """Read a stream to its end, or up to where this client leaves; return it if it is to be checked."""
+def read(fleet: Fleet, number: int, body: Body, leaves_after: int | None, tally: Tally) -> tuple[Body, Streamed]:
+    """Read a stream to its end, or up to where this client leaves, for good: then nobody wants it any more."""
 
     def leave(got: Streamed) -> None:
         if leaves_after is not None and len(got.token_ids) >= leaves_after:
@@ -141,28 +142,27 @@ def read(fleet: Fleet, number: int, body: Body, leaves_after: int | None, tally:
     got = Streamed()
     with Client([urls[number % len(urls)], urls[(number + 1) % len(urls)]]) as client:
         try:
-            client.stream(body, got=got, on_frame=leave)
-        except Left:
-            tally.outcomes["left by its client"] += 1
-            return None
-        except (AssertionError, Refused) as error:
-            tally.outcomes["lost"] += 1
-            tally.wrong.append(f"{got.id}: {error}")
-            return None
+            client.stream(body, got=got, on_frame=leave, outlives_client=leaves_after is None)
+        except (Left, Refused, AssertionError) as error:
+            got.error = str(error) or LEFT
     return body, got
 
 
-def judge(oracle: Oracle, body: Body, got: Streamed, tally: Tally) -> None:
-    """Hold a stream against the oracle."""
-    try:
-        oracle.check(body, got)
-    except AssertionError as error:
-        tally.outcomes["wrong"] += 1
-        tally.wrong.append(f"{got.id}: {error}")
-    else:
-        tally.outcomes["complete, every token as undisturbed"] += 1
+def judge(oracle: Oracle, body: Body, got: Streamed, leaves: bool, tally: Tally) -> None:
+    """Hold a stream against the oracle; of one whose client leaves, what had come."""
     tally.num_tokens += len(got.token_ids)
     tally.num_breaks += got.num_breaks
+    try:
+        if leaves:
+            oracle.check_beginning(body, got)
+        else:
+            oracle.check(body, got)
+    except AssertionError as error:
+        tally.outcomes["lost or wrong"] += 1
+        tally.wrong.append(str(error))
+    else:
+        outcome = "left by its client, right so far" if leaves else "complete, every token as undisturbed"
+        tally.outcomes[outcome] += 1
 
 
 @contextmanager
@@ -193,9 +193,8 @@ def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
         fleet.repair()
         wait_until(lambda: is_idle(fleet), "nothing waits or runs any more")
         check_secrecy(fleet)
-        for result in results:
-            if result is not None:
-                judge(oracle, *result, tally)
+        for (body, got), leaves_after in zip(results, leaving, strict=True):
+            judge(oracle, body, got, leaves_after is not None, tally)
     return tally
 
 

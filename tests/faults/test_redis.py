@@ -45,7 +45,7 @@ def test_restarted_empty_no_stream_is_wrong_or_hangs(fleet, oracle, bodies):
             oracle.check(body, got)
         else:
             lost.add(got.error)
-            assert got.token_ids == oracle.choice(body)["token_ids"][: len(got.token_ids)]
+            oracle.check_beginning(body, got)
 
     with Scene(fleet, oracle, bodies(), check) as running:
         running.wait_for_tokens(20)

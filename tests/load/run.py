@@ -48,7 +48,7 @@ def main() -> int:
     """Run it; return the exit status."""
     options = parse()
     with tempfile.TemporaryDirectory(prefix="minigpt-load-") as folder:
-        keep = [f"--keep-ended-s={options.keep_ended_s}"]
+        keep = [f"--keep-ended-s={options.keep_ended_s}"] if options.keep_ended_s else []
         sizes = {"num_gateways": options.gateways, "num_workers": options.workers}
         with Fleet(Path(folder), options.model, is_proxied=False, gateway_options=keep, **sizes) as fleet:
             before = memory(fleet)

@@ -17,11 +17,6 @@ end
 
 -- Note `update`, a msgpack Hint, for each gateway that watches.
 local function note(news, gateways, update)
-  if not string.find(gateways, ' ', 1, true) then
-    gateways = {gateways} -- as nearly always
-  else
-    gateways = words(gateways)
-  end
   for i = 1, #gateways do
     local updates = news[gateways[i]] or {}
     news[gateways[i]] = updates
@@ -59,7 +54,7 @@ end
 -- Close a request that neither waits nor runs any more.
 local function close(r, packed_end)
   local queued = r.queued ~= '' and r.queued or NOW - r.submitted
-  call('HSET', P .. ':r:' .. r.id, 'end', packed_end, 'worker', '', 'fence', '', 'queued', queued)
+  call('HSET', P .. ':r:' .. r.id, 'end', packed_end, 'worker', '', 'pass', '', 'queued', queued)
   call('ZREM', P .. ':deadlines', r.id)
   expire(r)
 end
@@ -69,7 +64,7 @@ local function call_off(r, ending)
   close(r, cmsgpack.pack(ending))
   local base = call('STRLEN', P .. ':t:' .. r.id) / 4
   local news = {}
-  note(news, r.gateways, cmsgpack.pack({r.id, base, {}, tonumber(r.queued) or NOW - r.submitted, ending}))
+  note(news, words(r.gateways), cmsgpack.pack({r.id, base, {}, tonumber(r.queued) or NOW - r.submitted, ending}))
   tell(news)
 end
 
@@ -97,7 +92,7 @@ local function take_back(r, died)
   leave_worker(r)
   r.epoch, r.worker = r.epoch + 1, ''
   r.attempts = r.attempts + (died and 1 or 0)
-  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', '', 'fence', '', 'attempts', r.attempts)
+  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', '', 'pass', '', 'attempts', r.attempts)
   local ending = unwanted(r)
   if ending then
     call_off(r, ending)
@@ -108,11 +103,17 @@ local function take_back(r, died)
   end
 end
 
+local last_renewed = {} -- in this server's memory alone: to be without it costs a little time
+
+-- Renew a lease, a tenth of it late at most; false when it was lost.
 local function renew_lease(worker, lease_s)
-  if not call('ZSCORE', P .. ':workers', worker) then
+  if call('EXISTS', P .. ':w:' .. worker) == 0 then
+    last_renewed[worker] = nil
     return false
+  elseif NOW - (last_renewed[worker] or 0) > lease_s / 10 then
+    last_renewed[worker] = NOW
+    call('ZADD', P .. ':workers', NOW + lease_s, worker)
   end
-  call('ZADD', P .. ':workers', NOW + lease_s, worker)
   return true
 end
 
@@ -137,6 +138,7 @@ local function drop_worker(worker, died)
     end
   end
   drop_reservations(worker)
+  last_renewed[worker] = nil
   call('ZREM', P .. ':workers', worker)
   call('HDEL', P .. ':room', worker)
   call('DEL', P .. ':w:' .. worker, P .. ':own:' .. worker)

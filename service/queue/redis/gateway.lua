@@ -10,7 +10,8 @@ local function accept(gateway, keep_ms, max_attempts, args, at)
   local ttl_ms = math.ceil(r.deadline * 1000 + keep_ms) + SHARED_TTL_MS
   r.deadline, r.cost, r.keep, r.max = NOW + r.deadline, tonumber(r.cost), keep_ms, max_attempts
   r.arrival = call('HINCRBY', P .. ':n', 'arrivals', 1)
-  local flat = {'fence', '', 'gateways', gateway, 'deadline', r.deadline} -- first, as every emission looks for them
+  r.gateways = gateway
+  local flat = {'pass', ''} -- first, for every emission looks for it
   for field, value in pairs(r) do
     table.insert(flat, field)
     table.insert(flat, value)
@@ -67,10 +68,11 @@ local function watch(keys, args)
   local answers = {}
   for at = 2, #args do
     local id = args[at]
-    local r = call('HMGET', P .. ':r:' .. id, 'gateways', 'queued', 'end')
+    local r = call('HMGET', P .. ':r:' .. id, 'gateways', 'queued', 'end', 'pass')
     if r[1] then
       if not string.find(' ' .. r[1] .. ' ', ' ' .. args[1] .. ' ', 1, true) then
-        call('HSET', P .. ':r:' .. id, 'gateways', r[1] .. ' ' .. args[1])
+        local pass = r[4] ~= '' and r[4] .. ' ' .. args[1] or ''
+        call('HSET', P .. ':r:' .. id, 'gateways', r[1] .. ' ' .. args[1], 'pass', pass)
       end
       table.insert(answers, {
         call('GET', P .. ':t:' .. id) or '', call('LRANGE', P .. ':l:' .. id, 0, -1), call('GET', P .. ':s:' .. id),
@@ -101,7 +103,7 @@ local function cancel(keys, args)
   local r = load(args[1])
   if r and not r['end'] then
     r.cancelled = '1'
-    call('HSET', P .. ':r:' .. r.id, 'cancelled', '1', 'fence', '')
+    call('HSET', P .. ':r:' .. r.id, 'cancelled', '1', 'pass', '')
     if r.worker == '' then
       leave_line(r, false)
       call_off(r, unwanted(r))

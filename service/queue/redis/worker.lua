@@ -42,8 +42,8 @@ local function hand_over(r, worker)
   leave_line(r, true)
   r.epoch = r.epoch + 1
   local queued = r.queued ~= '' and r.queued or NOW - r.submitted
-  local fence = worker .. ':' .. r.epoch
-  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', worker, 'queued', queued, 'fence', fence)
+  local pass = table.concat({worker .. ':' .. r.epoch, r.deadline, r.gateways}, ' ')
+  call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', worker, 'queued', queued, 'pass', pass)
   call('SADD', P .. ':own:' .. worker, r.id)
   keep_shared(P .. ':own:' .. worker)
   count_running(1)
@@ -219,9 +219,26 @@ local function refuse(id, fence, base, tokens, packed_end)
   return is_retry and holds(id, base, tokens) and 'O' or 'F'
 end
 
+local MAX_PASSES = 10000
+local passes, num_passes = {}, 0 -- what was read of the texts of passes, which stay the same from token to token
+
+-- What lets an emission pass, as long as it runs: its fence, "<worker>:<epoch>", its deadline and its gateways.
+local function read_pass(text)
+  local pass = passes[text]
+  if not pass then
+    local fence, deadline, gateways = string.match(text, '(%S+) (%S+) (.*)')
+    pass = {fence = fence, deadline = tonumber(deadline), gateways = words(gateways or '')}
+    if num_passes == MAX_PASSES then
+      passes, num_passes = {}, 0
+    end
+    passes[text], num_passes = pass, num_passes + 1
+  end
+  return pass
+end
+
 local function emit_one(id, fence, base, tokens, update, beside, news)
-  local r = call('HMGET', P .. ':r:' .. id, 'fence', 'deadline', 'gateways')
-  if r[1] ~= fence or tonumber(r[2]) <= NOW then
+  local pass = read_pass(call('HGET', P .. ':r:' .. id, 'pass') or '')
+  if pass.fence ~= fence or pass.deadline <= NOW then
     return refuse(id, fence, base, tokens, beside and beside[1] or '')
   elseif not append(id, base, tokens) then
     if (not beside or beside[1] == '') and holds(id, base, tokens) then
@@ -237,7 +254,7 @@ local function emit_one(id, fence, base, tokens, update, beside, news)
     keep_beside(id, beside)
   end
   if update ~= '' then
-    note(news, r[3], update)
+    note(news, pass.gateways, update)
   end
   return 'O'
 end

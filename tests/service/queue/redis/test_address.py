@@ -48,7 +48,9 @@ REFUSED = [
     "redis+sentinel://host/name/0?ssl_cert_reqs=none",
 ]
 SECRET = "hush"
-passwords = st.lists(st.sampled_from([SECRET, *"@/:?%#&=[, 1"]), max_size=6).map(lambda parts: SECRET.join(["", *parts]))
+passwords = st.lists(st.sampled_from([SECRET, *"@/:?%#&=[, 1"]), max_size=6).map(
+    lambda parts: SECRET.join(["", *parts])
+)
 forms = st.sampled_from(
     [
         "redis://user:{}@host:6379/0",
@@ -119,7 +121,9 @@ def test_user_and_password_let_in_and_a_wrong_one_is_told(client, server):
     password = "a@/:?%#b"
     rights = ("+fcall", "+function|load", "+publish", "+subscribe")
     every = "+@read", "+@write", "+time"
-    client.execute_command("ACL", "SETUSER", "app", "on", f">{password}", f"~{PREFIX}*", f"&{PREFIX}:*", *rights, *every)
+    client.execute_command(
+        "ACL", "SETUSER", "app", "on", f">{password}", f"~{PREFIX}*", f"&{PREFIX}:*", *rights, *every
+    )
     try:
         quoted = "".join(f"%{ord(char):02x}" for char in password)
         with Address(f"redis://app:{quoted}@{HOST}:{server.port}/0").connect(5.0) as app:

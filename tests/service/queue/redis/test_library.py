@@ -44,7 +44,7 @@ def test_the_version_changes_with_the_text_and_with_nothing_else(other_release):
     here, other = library(), other_release()
     assert library() == here
     assert other[0] != here[0]
-    assert other[1].replace(other[0], here[0]) != here[1]
+    assert other[0] in other[1]
 
 
 def test_it_is_loaded_where_it_is_missing_and_again_after_a_flush(any_client):
@@ -73,8 +73,8 @@ def test_two_releases_share_a_server(any_client, other_release):
 
 def test_a_mistake_in_a_call_is_told_and_not_tried_again(any_client):
     call(any_client, "dead")
-    with pytest.raises(redis.ResponseError, match="user_function|script"):
-        call(any_client, "emit", ["w", "no number", "id"])
+    with pytest.raises(redis.ResponseError, match="user_function"):
+        call(any_client, "claim")
     with pytest.raises(redis.ResponseError, match=module.MISSING):
         call(any_client, "no_such_verb")
 
@@ -86,6 +86,6 @@ def test_a_refusal_that_passes_is_an_error_of_the_connection(refusal):
 
 
 def test_a_line_is_of_one_revision_of_one_model():
-    lines = {line_of(model, revision) for model in ("a", "b", "a\nb") for revision in ("r", "b", "r\nb")}
-    assert len(lines) == 9
+    lines = {line_of(model, revision) for model in ("a", "ab") for revision in ("bc", "c")}
+    assert len(lines) == 4
     assert all(line.isalnum() for line in lines)

@@ -1,0 +1,292 @@
+"""The gateway's face when the server is away, starved, broken off or empty; and what it leaves in its memory."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+
+from service.config import QueueSettings
+from service.errors import BadRequest, NotFound, QueueFull, Unavailable
+from service.identity import Identity
+from service.protocol import EmitStatus, End, Idempotency, TokenLogprobs
+from service.queue.redis.connection import ANSWER_WITHIN_S
+from service.queue.redis.gateway import SILENCE_S, RedisQueue
+from service.queue.redis.library import PREFIX
+from service.queue.redis.worker import RedisWorkerQueue
+from tests.fleet.redis_server import RedisServer
+from tests.fleet.waiting import PATIENCE_S
+
+STOP = End(finish_reason="stop")
+OK = EmitStatus.OK
+LEASE_S = 20.0
+
+
+@pytest.fixture
+def make_worker():
+    """A function that makes a worker's face that has registered."""
+    with contextlib.ExitStack() as opened:
+
+        def make(url):
+            worker = RedisWorkerQueue(url, LEASE_S, Identity(machine="m", pid=1, started=0.0))
+            opened.callback(worker.close)
+            worker.register({"tiny": "r1"})
+            return worker
+
+        yield make
+
+
+@contextlib.asynccontextmanager
+async def open_queue(url, **settings):
+    async with asyncio.timeout(PATIENCE_S), RedisQueue(url, QueueSettings(**settings)) as queue:
+        yield queue
+
+
+class Watch:
+    """Reads one request to its end, beside."""
+
+    def __init__(self, queue, request_id="a"):
+        self.updates = []
+        self.reading = asyncio.create_task(self._read(queue, request_id))
+
+    async def _read(self, queue, request_id):
+        async for updates in queue.watch([request_id]):
+            self.updates += updates
+
+    @property
+    def token_ids(self):
+        seen = []
+        for update in self.updates:
+            assert update.base == len(seen)
+            seen += update.token_ids
+        return seen
+
+    async def wait_for(self, *token_ids):
+        await become(lambda: self.reading.done() or len(self.token_ids) >= len(token_ids))
+        assert self.token_ids == list(token_ids)
+
+    async def to_end(self):
+        await self.reading
+        assert all(update.end is None for update in self.updates[:-1])
+        return self.updates[-1].end
+
+
+async def become(condition):
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_a_submission_to_a_server_that_is_away_is_refused_in_time(run_in_loop, server, make_request):
+    async def main():
+        async with open_queue(server.url) as queue:
+            await queue.stats()
+            server.pause()
+            for _ in range(2):
+                began = time.monotonic()
+                with pytest.raises(Unavailable):
+                    await queue.submit([make_request("a")])
+                assert time.monotonic() - began < 2 * ANSWER_WITHIN_S
+            server.resume()
+
+    run_in_loop(main())
+
+
+def test_what_may_have_been_accepted_is_cancelled_when_the_server_is_back(
+    run_in_loop, proxy, far_url, client, make_request
+):
+    async def main():
+        async with open_queue(far_url) as queue:
+            await queue.stats()
+            proxy.swallow(replies_only=True)
+            with pytest.raises(Unavailable):
+                await queue.submit([make_request("a-0"), make_request("a-1")])
+            assert client.hget(f"{PREFIX}:n", "waiting") == b"2"
+            proxy.heal()
+            await become(lambda: client.hget(f"{PREFIX}:n", "waiting") == b"0")
+            assert (await Watch(queue, "a-1").to_end()).finish_reason == "abort"
+
+    run_in_loop(main())
+
+
+def test_what_may_have_been_accepted_under_a_key_waits_for_who_asks_again(
+    run_async, proxy, far_url, server, client, make_request, make_worker
+):
+    key = Idempotency(key="k", digest="d")
+
+    async def main():
+        async with open_queue(far_url) as queue:
+            await queue.stats()
+            proxy.swallow(replies_only=True)
+            with pytest.raises(Unavailable):
+                await queue.submit([make_request("a-0")], key)
+            proxy.heal()
+            await become(lambda: not queue._connection.is_down)
+            assert await queue.submit([make_request("b-0")], key) == ["a-0"]
+            with pytest.raises(BadRequest):
+                await queue.submit([make_request("c-0")], Idempotency(key="k", digest="other"))
+
+    run_async(main())
+    assert [claim.request.id for claim in make_worker(server.url).claim(2, 0)] == ["a-0"]
+
+
+def test_a_watcher_reads_on_however_often_its_subscription_is_killed(
+    run_in_loop, server, client, make_request, make_worker, make_emission
+):
+    async def main():
+        async with open_queue(server.url) as queue:
+            await queue.submit([make_request("a")])
+            worker, watch = make_worker(server.url), Watch(queue)
+            [claim] = worker.claim(1, 0)
+            for token_id in range(20):
+                if token_id % 5 == 1:
+                    client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                end = STOP if token_id == 19 else None
+                assert worker.emit([make_emission(claim, token_id, base=token_id, end=end)]) == [OK]
+                await asyncio.sleep(0.01)
+            assert await watch.to_end() == STOP
+            assert watch.token_ids == list(range(20))
+
+    run_in_loop(main())
+
+
+def test_a_hint_that_was_lost_is_read_after_a_silence(run_async, server, client, make_request, make_worker):
+    async def main():
+        async with open_queue(server.url) as queue:
+            await queue.submit([make_request("a")])
+            make_worker(server.url).claim(1, 0)
+            watch = Watch(queue)
+            await asyncio.sleep(0.05)
+            client.append(f"{PREFIX}:t:a", b"\x07\0\0\0")  # and nobody says so
+            began = time.monotonic()
+            await watch.wait_for(7)
+            assert time.monotonic() - began < 10 * SILENCE_S
+            watch.reading.cancel()
+
+    run_async(main())
+
+
+def test_a_stream_goes_on_after_a_restart_of_a_server_that_keeps_its_data(
+    run_in_loop, tmp_path, make_request, make_worker, make_emission
+):
+    async def main(server):
+        async with open_queue(server.url) as queue:
+            await queue.submit([make_request("a")])
+            worker, watch = make_worker(server.url), Watch(queue)
+            [claim] = worker.claim(1, 0)
+            worker.emit([make_emission(claim, 1, 2)])
+            await watch.wait_for(1, 2)
+            await asyncio.to_thread(server.restart)
+            assert worker.emit([make_emission(claim, 1, 2)]) == [OK]
+            assert worker.emit([make_emission(claim, 3, base=2, end=STOP)]) == [OK]
+            assert await watch.to_end() == STOP
+            assert watch.token_ids == [1, 2, 3]
+
+    with RedisServer(tmp_path, appendonly="yes", appendfsync="always") as server:
+        run_in_loop(main(server))
+
+
+def test_a_stream_of_a_server_that_lost_everything_ends_with_an_error(run_in_loop, tmp_path, make_request):
+    async def main(server):
+        async with open_queue(server.url) as queue:
+            await queue.submit([make_request("a")])
+            watch = Watch(queue)
+            await asyncio.sleep(0.05)
+            await asyncio.to_thread(server.restart, empty=True)
+            with pytest.raises(NotFound, match="'a'"):
+                await watch.to_end()
+            await become(lambda: not queue._connection.is_down)
+            assert await queue.submit([make_request("b")]) == ["b"]
+
+    with RedisServer(tmp_path) as server:
+        run_in_loop(main(server))
+
+
+def test_an_open_stream_waits_for_its_patience_and_no_longer(run_async, server, make_request):
+    async def main():
+        async with RedisQueue(server.url, QueueSettings(), outage_patience_s=0.2) as queue:
+            await queue.submit([make_request("a")])
+            watch = Watch(queue)
+            await asyncio.sleep(0.05)
+            server.pause()
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(watch.to_end(), PATIENCE_S)
+
+    run_async(main())
+
+
+def test_out_of_memory_nothing_new_is_taken_and_what_runs_comes_to_its_end(
+    run_async, server, client, make_request, make_worker, make_emission
+):
+    async def main():
+        async with open_queue(server.url) as queue:
+            await queue.submit([make_request("a"), make_request("b")])
+            worker, watch = make_worker(server.url), Watch(queue)
+            client.config_set("maxmemory", 1)
+            with pytest.raises(QueueFull, match="memory") as refusal:
+                await queue.submit([make_request("c")])
+            assert refusal.value.retry_after_s > 0
+            a, b = worker.claim(2, 0)
+            assert worker.emit([make_emission(a, 1, end=STOP), make_emission(b, 2)]) == [OK, OK]
+            assert await watch.to_end() == STOP
+            await queue.cancel("b")
+            assert (await queue.stats()).running == 1
+            client.config_set("maxmemory", 0)
+            assert await queue.submit([make_request("c")]) == ["c"]
+
+    run_async(main())
+
+
+def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
+    run_async, server, client, make_request, make_worker, make_emission
+):
+    def check():
+        keys = list(client.scan_iter())
+        assert keys
+        assert [key for key in keys if not client.pttl(key) > 0] == []
+
+    async def main():
+        async with open_queue(server.url, keep_ended_s=0.2, max_attempts=1) as queue:
+            worker = make_worker(server.url)
+            num_shared = await live(queue, worker)
+            await become(lambda: client.dbsize() <= num_shared)
+            left = {key.decode().removeprefix(PREFIX) for key in client.scan_iter()}
+            assert {key for key in left if key.count(":") > 1} <= {f":w:{worker._id}"}
+
+    async def live(queue, worker):
+        num_shared = client.dbsize() + 3  # more counts, and the list of the dead
+        choices = [make_request(f"a-{k}", num_choices=4, tenant="t", priority="bulk") for k in range(4)]
+        for step in (
+            lambda: queue.submit(choices, Idempotency(key="k", digest="d")),
+            lambda: queue.submit([make_request("late", deadline_s=0.01)]),
+        ):
+            await step()
+            check()
+        await asyncio.sleep(0.02)
+        await queue.reap()
+        check()
+        claims = worker.claim(4, 0)
+        check()
+        scores = (TokenLogprobs(token_id=1, logprob=-1.0),)
+        a, b, c, d = claims
+        worker.emit([make_emission(claim, 1, logprobs=scores, prompt_logprobs=scores) for claim in claims])
+        check()
+        worker.emit([make_emission(a, 2, base=1, end=STOP), make_emission(b, 3, 4, base=7)])  # an end, and a gap
+        check()
+        worker.release()
+        check()
+        await queue.cancel(c.request.id)
+        check()
+        worker.register({"tiny": "r1"})
+        again = worker.claim(4, 0)
+        assert {claim.request.id for claim in again} == {b.request.id, d.request.id}
+        worker.emit([make_emission(again[0], 9, end=STOP)])
+        check()
+        successor = RedisWorkerQueue(server.url, LEASE_S, worker._identity)
+        successor._reap(lambda _: True)  # as if it had died
+        successor.close()
+        check()
+        assert len(await queue.dead()) == 1
+        return num_shared
+
+    run_async(main())
