@@ -17,7 +17,6 @@ from service.metrics import GatewayMetrics, WorkerMetrics
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text("utf-8")
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
 def rows(pattern: str) -> list[tuple[str, ...]]:
@@ -86,8 +85,9 @@ def name_and_labels(metric: Collector) -> tuple[str, str]:
     return family.name + "_total" * (family.type == "counter"), ", ".join(metric._labelnames)
 
 
-def test_every_test_that_is_named_exists():
-    named = re.findall(r"\| ([\w/]+\.py): (`test_.*`) \|$", ARCHITECTURE, re.MULTILINE)
+@pytest.mark.parametrize("page", ["architecture.md", "reliability.md"])
+def test_every_test_that_is_named_exists(page):
+    named = re.findall(r"\| ([\w/]+\.py): (`test_.*`) \|$", (ROOT / "docs" / page).read_text("utf-8"), re.MULTILINE)
     assert named
     for file, tests in named:
         source = (ROOT / "tests" / file).read_text("utf-8")

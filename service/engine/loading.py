@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +33,7 @@ from training.tokenizers.base import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+CGROUP = Path("/sys/fs/cgroup")
 MEMORY_SHARE = 0.5
 """Of the free memory that keys and values may take where no setting says how much."""
 
@@ -174,7 +176,16 @@ def count_pages(spec: KVSpec, settings: EngineSettings, dtype: torch.dtype, devi
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), free_in_container(CGROUP))
+
+
+def free_in_container(cgroup: Path) -> int:
+    """Return the bytes that a container may still take by its control group (version 2); no end of them without one."""
+    try:
+        limit, current = ((cgroup / name).read_text() for name in ("memory.max", "memory.current"))
+        return int(limit) - int(current)
+    except (OSError, ValueError):  # a limit of "max" is none
+        return sys.maxsize
 
 
 def _warm_up(engine: Engine, num_tokens: int) -> None:

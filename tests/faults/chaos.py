@@ -131,7 +131,7 @@ class Disturber:
         return member.network.num_broken > before
 
 
-def read(fleet: Fleet, number: int, body: Body, leaves_after: int | None, tally: Tally) -> tuple[Body, Streamed]:
+def read(fleet: Fleet, number: int, body: Body, leaves_after: int | None) -> tuple[Body, Streamed]:
     """Read a stream to its end, or up to where this client leaves, for good: then nobody wants it any more."""
 
     def leave(got: Streamed) -> None:
@@ -185,7 +185,7 @@ def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
         with fleet.keep_alive(), ThreadPoolExecutor(NUM_CLIENTS + 1) as threads:
             disturbing = threads.submit(disturber.disturb_until, over)
             try:
-                reading = [threads.submit(read, fleet, n, bodies[n], leaving[n], tally) for n in range(num_streams)]
+                reading = [threads.submit(read, fleet, n, bodies[n], leaving[n]) for n in range(num_streams)]
                 results = [future.result() for future in reading]
             finally:
                 over.set()

@@ -39,7 +39,7 @@ def oracle(server) -> Iterator[Oracle]:
 def bodies(tokenizer) -> Callable[..., list[Body]]:
     """Make bodies, by default such that the answers take a while."""
 
-    def make(count: int = 6, num_tokens: int = 800, **options) -> list[Body]:
+    def make(count: int = 6, num_tokens: int = 1900, **options) -> list[Body]:
         return make_bodies(count, num_tokens, end_of_text_id=tokenizer.end_of_text_id, **options)
 
     return make

@@ -70,8 +70,8 @@ def test_out_of_memory_refuses_the_new_and_finishes_the_old(scene, fleet, bodies
     with scene() as running, fleet.redis.client() as redis:
         running.wait_for_tokens(20)
         redis.config_set("maxmemory", 1)
-        assert ask(fleet, bodies(1, 5)[0]).status_code == 429
         assert running.num_unfinished() > 0
+        assert ask(fleet, bodies(1, 5)[0]).status_code == 429
         wait_until(lambda: running.num_unfinished() == 0, "what runs is finished")
         redis.config_set("maxmemory", 0)
 
@@ -105,7 +105,7 @@ def test_its_subscribers_thrown_out_again_and_again(scene, fleet):
                 num_killed += redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
     killing = threading.Thread(target=kill)
-    with scene(num_tokens=1900) as running:
+    with scene() as running:
         killing.start()
         wait_until(lambda: running.num_unfinished() == 0, "all streams have ended")
         over.set()

@@ -93,7 +93,7 @@ def test_stopped_for_longer_than_its_lease(scene, fleet):
 
 def test_terminated_once_hands_back(scene, fleet):
     victim, before = fleet.workers[0], resumed(fleet)
-    with scene(num_tokens=1900) as running:
+    with scene() as running:
         running.wait_for_tokens(20)
         victim.terminate()
         assert victim.wait() == 0
@@ -102,7 +102,7 @@ def test_terminated_once_hands_back(scene, fleet):
 
 def test_terminated_twice_ends_at_once(scene, fleet):
     victim, before = fleet.workers[0], resumed(fleet)
-    with scene(num_tokens=1900) as running:
+    with scene() as running:
         running.wait_for_tokens(20)
         while victim.is_running:
             victim.terminate()

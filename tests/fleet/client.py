@@ -120,7 +120,7 @@ class Client:
             body: What is asked for.
             got: Where to put what comes; whoever has it sees the stream grow.
             on_frame: Called after each frame; what it raises ends the reading.
-            outlives_client: Whether it is sent with an idempotency key: else it is cancelled when its connection breaks.
+            outlives_client: Whether it goes on when its connection breaks: then it has an idempotency key.
 
         Raises:
             Refused: the server does not want it.

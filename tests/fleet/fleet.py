@@ -76,6 +76,7 @@ class Fleet:
         gateway_options: More of the gateways' command line.
         worker_options: More of the workers' command line.
         worker_module: What a worker runs in the place of `service`.
+        appendfsync: Of its own Redis; `always` loses nothing that was answered.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class Fleet:
         gateway_options: Sequence[str] = (),
         worker_options: Sequence[str] = (),
         worker_module: str = "service",
+        appendfsync: str = "always",
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.gateways: list[Member] = []
         self.workers: list[Member] = []
-        self._redis = None if queue else RedisServer(folder, appendonly="yes", appendfsync="always")
+        self._redis = None if queue else RedisServer(folder, appendonly="yes", appendfsync=appendfsync)
         self._checkpoint = checkpoint
         self._queue = queue
         self._is_proxied = is_proxied

@@ -7,16 +7,18 @@ MINIGPT_URLS, comma between them. Besides its own figures locust shows, of strea
 
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from locust import FastHttpUser, between, task
+from locust import FastHttpUser, between, events, task
 from locust.clients import ResponseContextManager
 from locust.env import Environment
 
-from tests.fleet.client import Body, Streamed, events
+from tests.fleet.client import Body, Streamed
+from tests.fleet.client import events as read_events
 
 SHORT = ("ROMEO:\n", "To be, or not", "Once upon a midnight", "O gentle", "What news on the Rialto?", "KING:\nI")
 WORDS = ("now is the winter of our discontent", "made glorious summer", "by this sun of York", "and all the clouds")
@@ -31,6 +33,13 @@ WRONG: tuple[tuple[str | dict[str, Any], int], ...] = (
     ("x" * 300_000, 413),
 )
 """Bodies that must be refused, and how."""
+
+
+@events.quitting.add_listener
+def tell_failures(environment: Environment, **_: object) -> None:
+    """Say what failed, and how often."""
+    for error in environment.stats.errors.values():
+        sys.stderr.write(f"{error.occurrences} × {error.name}: {error.error}\n")
 
 
 class Reader(FastHttpUser):
@@ -51,7 +60,7 @@ class Reader(FastHttpUser):
     @task(3)
     def read_long_stream(self) -> None:
         """A prompt that fills half of the context; none is like another."""
-        prompt = " ".join(self.rng.choices(WORDS, k=6))
+        prompt = " ".join(self.rng.choices(WORDS, k=4))
         self._stream("long stream", self._ask(prompt, 64))
 
     @task(4)
@@ -119,7 +128,7 @@ class Reader(FastHttpUser):
 
     def _frames(self, response: ResponseContextManager, got: Streamed) -> Iterator[None]:
         lines = iter(lambda: response._response.readline(b"\n"), b"")
-        for event_id, data in events(line.decode().rstrip() for line in lines):
+        for event_id, data in read_events(line.decode().rstrip() for line in lines):
             got.take(event_id, data)
             yield
 

@@ -50,13 +50,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="minigpt-load-") as folder:
         keep = [f"--keep-ended-s={options.keep_ended_s}"] if options.keep_ended_s else []
         sizes = {"num_gateways": options.gateways, "num_workers": options.workers}
-        with Fleet(Path(folder), options.model, is_proxied=False, gateway_options=keep, **sizes) as fleet:
+        plain = {"is_proxied": False, "appendfsync": "everysec"}
+        with Fleet(Path(folder), options.model, gateway_options=keep, **sizes, **plain) as fleet:
             before = memory(fleet)
             began = time.monotonic()
             status, figures = run_locust(fleet, options.users, options.seconds)
             show(figures, time.monotonic() - began)
             if status:
-                sys.stdout.write(f"locust ended with status {status}\n{fleet.tails()}\n")
+                sys.stdout.write(f"locust ended with status {status}\n{warnings(fleet)}")
             return status or check_memory(fleet, before, options.keep_ended_s)
 
 
@@ -98,6 +99,12 @@ def show(figures: list[Figures], elapsed_s: float) -> None:
         )
     tokens = sum(of.total_content_length for of in figures if of.name == "tokens/s")
     write(f"{tokens / elapsed_s:.0f} tokens/s in whole streams, over {elapsed_s:.0f} s; times in ms\n")
+
+
+def warnings(fleet: Fleet) -> str:
+    """Return what the fleet complained of."""
+    lines = [line for member in fleet.members for line in member.words().splitlines(keepends=True)]
+    return "".join(line for line in lines if '"level":"warning"' in line or '"level":"error"' in line)
 
 
 def memory(fleet: Fleet) -> tuple[int, int]:

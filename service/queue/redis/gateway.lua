@@ -141,11 +141,15 @@ local function reap(keys, args)
   end
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. ':deadlines', '-inf', NOW, 'LIMIT', 0, 1000)) do
     local r = load(id)
-    if r and r.worker == '' and not r['end'] then
-      leave_line(r, false)
+    if r and not r['end'] then
+      if r.worker == '' then
+        leave_line(r, false)
+      else
+        leave_worker(r)
+      end
       call_off(r, unwanted(r))
     end
-    call('ZREM', P .. ':deadlines', id) -- one that runs is called off at its worker's next emission
+    call('ZREM', P .. ':deadlines', id)
   end
   local left = {}
   for _, worker in ipairs(call('ZRANGE', P .. ':workers', 0, -1)) do

@@ -15,7 +15,7 @@ from service.queue.fairness import PATIENCE_S
 from service.queue.quarantine import MAX_DEAD, QUARANTINE_ERROR
 
 PREFIX = "mg1:{m0}"
-"""Before every key. A new layout of the keys gets a new number, so that two releases never read each other's."""
+"""Before every key. A new layout of keys or of messages gets a new number: two releases never read each other's."""
 PARTS = ("lines", "endings", "gateway", "worker", "verbs")
 MISSING = "Function not found"
 PASSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")

@@ -3,7 +3,7 @@
 local VERBS = {
   {'submit', submit}, {'watch', watch}, {'find', find}, {'cancel', cancel}, {'stats', stats}, {'dead', dead},
   {'reap', reap}, {'register', register}, {'claim', claim}, {'emit', emit}, {'renew', renew}, {'retire', retire},
-  {'release', release},
+  {'keep', keep}, {'release', release},
 }
 for i = 1, #VERBS do
   local name, verb = VERBS[i][1], VERBS[i][2]

@@ -282,11 +282,27 @@ local function emit(keys, args)
   return table.concat(statuses)
 end
 
--- args: worker, lease_s. Answers 1, or 0 when the lease was lost.
+-- args: worker, lease_s. Answers how many requests it holds by our account, or -1 when the lease was lost.
 local function renew(keys, args)
   begin(keys)
   keep_shared(P .. ':workers', P .. ':w:' .. args[1], P .. ':own:' .. args[1], P .. ':room', P .. ':n', P .. ':lines')
-  return renew_lease(args[1], tonumber(args[2])) and 1 or 0
+  return renew_lease(args[1], tonumber(args[2])) and call('SCARD', P .. ':own:' .. args[1]) or -1
+end
+
+-- args: worker, and all that it holds by its own account. The rest waits again: a server that lost its last moments may
+-- have forgotten an end, and would wait for it as long as the worker lives.
+local function keep(keys, args)
+  begin(keys)
+  local held = {}
+  for i = 2, #args do
+    held[args[i]] = true
+  end
+  for _, id in ipairs(call('SMEMBERS', P .. ':own:' .. args[1])) do
+    local r = not held[id] and load(id)
+    if r then
+      take_back(r, false)
+    end
+  end
 end
 
 -- args: worker. It claims no more and keeps what it has.

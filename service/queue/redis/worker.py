@@ -28,6 +28,8 @@ SECOND_LOOK_S = 0.02
 """Seconds that a worker leaves to the others what is theirs by a fair share."""
 POLL_S = 0.2
 """Seconds after which a worker that waits looks by itself: a hint may be lost."""
+PATIENT_BEATS = 2
+"""Renewals in a row after which a difference between the server's account and ours is none of timing."""
 RETRY_S = (0.05, 0.5)
 """First and last bound of the random waits between two tries."""
 
@@ -74,6 +76,8 @@ class RedisWorkerQueue:
         """Whether the last claim left something for which there was room, or that was left to others."""
         self._queued_s: dict[str, float] = {}
         """Of each request that is held, for those who read its news."""
+        self._num_differing = 0
+        """Renewals in a row at which the server had us hold more than we do."""
         self._retired = threading.Event()
         self._hints: PubSub | None = None
         self._encode = msgspec.msgpack.Encoder().encode
@@ -136,7 +140,9 @@ class RedisWorkerQueue:
 
         def beat() -> bool:
             self._reap(self._identity.sees_dead)
-            return bool(self._call("renew", self._id, self._lease_s))
+            num_held = self._call("renew", self._id, self._lease_s)
+            self._settle_accounts(num_held)
+            return bool(num_held >= 0)
 
         try:
             return self._persist(beat)
@@ -192,6 +198,13 @@ class RedisWorkerQueue:
             else:
                 self._renewed = began
                 return reply
+
+    def _settle_accounts(self, num_held: int) -> None:
+        """Give up what the server has us hold and we know nothing of, once it is no claim on its way to us."""
+        self._num_differing = self._num_differing + 1 if num_held > len(self._queued_s) else 0
+        if self._num_differing == PATIENT_BEATS:
+            self._call("keep", self._id, *list(self._queued_s))
+            self._num_differing = 0
 
     def _reap(self, is_dead: Callable[[Identity], bool]) -> None:
         """Let the queue take back what overdue workers hold, and what those hold that `is_dead` proves dead."""

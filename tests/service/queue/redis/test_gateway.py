@@ -1,4 +1,4 @@
-"""The gateway's face when the server is away, starved, broken off or empty; and what it leaves in its memory."""
+"""The gateway's face when the server is away, starved, broken off or empty."""
 
 import asyncio
 import contextlib
@@ -9,9 +9,9 @@ import pytest
 from service.config import QueueSettings
 from service.errors import BadRequest, NotFound, QueueFull, Unavailable
 from service.identity import Identity
-from service.protocol import EmitStatus, End, Idempotency, TokenLogprobs
+from service.protocol import EmitStatus, End, Idempotency
 from service.queue.redis.connection import ANSWER_WITHIN_S
-from service.queue.redis.gateway import SILENCE_S, RedisQueue
+from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
 from service.queue.redis.worker import RedisWorkerQueue
 from tests.fleet.redis_server import RedisServer
@@ -77,7 +77,7 @@ async def become(condition):
             await asyncio.sleep(0.01)
 
 
-def test_a_submission_to_a_server_that_is_away_is_refused_in_time(run_in_loop, server, make_request):
+def test_a_submission_to_a_server_that_is_away_is_refused_in_time(run_async, server, make_request):
     async def main():
         async with open_queue(server.url) as queue:
             await queue.stats()
@@ -86,14 +86,14 @@ def test_a_submission_to_a_server_that_is_away_is_refused_in_time(run_in_loop, s
                 began = time.monotonic()
                 with pytest.raises(Unavailable):
                     await queue.submit([make_request("a")])
-                assert time.monotonic() - began < 2 * ANSWER_WITHIN_S
+                assert time.monotonic() - began < 4 * ANSWER_WITHIN_S
             server.resume()
 
-    run_in_loop(main())
+    run_async(main())
 
 
 def test_what_may_have_been_accepted_is_cancelled_when_the_server_is_back(
-    run_in_loop, proxy, far_url, client, make_request
+    run_async, proxy, far_url, client, make_request
 ):
     async def main():
         async with open_queue(far_url) as queue:
@@ -106,11 +106,11 @@ def test_what_may_have_been_accepted_is_cancelled_when_the_server_is_back(
             await become(lambda: client.hget(f"{PREFIX}:n", "waiting") == b"0")
             assert (await Watch(queue, "a-1").to_end()).finish_reason == "abort"
 
-    run_in_loop(main())
+    run_async(main())
 
 
 def test_what_may_have_been_accepted_under_a_key_waits_for_who_asks_again(
-    run_async, proxy, far_url, server, client, make_request, make_worker
+    run_async, proxy, far_url, server, make_request, make_worker
 ):
     key = Idempotency(key="k", digest="d")
 
@@ -143,24 +143,24 @@ def test_a_watcher_reads_on_however_often_its_subscription_is_killed(
                     client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
                 end = STOP if token_id == 19 else None
                 assert worker.emit([make_emission(claim, token_id, base=token_id, end=end)]) == [OK]
-                await asyncio.sleep(0.01)
+                await watch.wait_for(*range(token_id + 1))
             assert await watch.to_end() == STOP
             assert watch.token_ids == list(range(20))
 
     run_in_loop(main())
 
 
-def test_a_hint_that_was_lost_is_read_after_a_silence(run_async, server, client, make_request, make_worker):
+def test_a_hint_that_was_lost_is_read_after_a_silence(
+    run_async, server, client, make_request, make_worker, make_emission
+):
     async def main():
         async with open_queue(server.url) as queue:
             await queue.submit([make_request("a")])
-            make_worker(server.url).claim(1, 0)
-            watch = Watch(queue)
-            await asyncio.sleep(0.05)
+            worker, watch = make_worker(server.url), Watch(queue)
+            worker.emit([make_emission(claim, 5) for claim in worker.claim(1, 0)])
+            await watch.wait_for(5)
             client.append(f"{PREFIX}:t:a", b"\x07\0\0\0")  # and nobody says so
-            began = time.monotonic()
-            await watch.wait_for(7)
-            assert time.monotonic() - began < 10 * SILENCE_S
+            await watch.wait_for(5, 7)
             watch.reading.cancel()
 
     run_async(main())
@@ -186,12 +186,15 @@ def test_a_stream_goes_on_after_a_restart_of_a_server_that_keeps_its_data(
         run_in_loop(main(server))
 
 
-def test_a_stream_of_a_server_that_lost_everything_ends_with_an_error(run_in_loop, tmp_path, make_request):
+def test_a_stream_of_a_server_that_lost_everything_ends_with_an_error(
+    run_in_loop, tmp_path, make_request, make_worker, make_emission
+):
     async def main(server):
         async with open_queue(server.url) as queue:
             await queue.submit([make_request("a")])
-            watch = Watch(queue)
-            await asyncio.sleep(0.05)
+            worker, watch = make_worker(server.url), Watch(queue)
+            worker.emit([make_emission(claim, 1) for claim in worker.claim(1, 0)])
+            await watch.wait_for(1)
             await asyncio.to_thread(server.restart, empty=True)
             with pytest.raises(NotFound, match="'a'"):
                 await watch.to_end()
@@ -207,7 +210,6 @@ def test_an_open_stream_waits_for_its_patience_and_no_longer(run_async, server, 
         async with RedisQueue(server.url, QueueSettings(), outage_patience_s=0.2) as queue:
             await queue.submit([make_request("a")])
             watch = Watch(queue)
-            await asyncio.sleep(0.05)
             server.pause()
             with pytest.raises(Unavailable):
                 await asyncio.wait_for(watch.to_end(), PATIENCE_S)
@@ -233,60 +235,5 @@ def test_out_of_memory_nothing_new_is_taken_and_what_runs_comes_to_its_end(
             assert (await queue.stats()).running == 1
             client.config_set("maxmemory", 0)
             assert await queue.submit([make_request("c")]) == ["c"]
-
-    run_async(main())
-
-
-def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
-    run_async, server, client, make_request, make_worker, make_emission
-):
-    def check():
-        keys = list(client.scan_iter())
-        assert keys
-        assert [key for key in keys if not client.pttl(key) > 0] == []
-
-    async def main():
-        async with open_queue(server.url, keep_ended_s=0.2, max_attempts=1) as queue:
-            worker = make_worker(server.url)
-            num_shared = await live(queue, worker)
-            await become(lambda: client.dbsize() <= num_shared)
-            left = {key.decode().removeprefix(PREFIX) for key in client.scan_iter()}
-            assert {key for key in left if key.count(":") > 1} <= {f":w:{worker._id}"}
-
-    async def live(queue, worker):
-        num_shared = client.dbsize() + 3  # more counts, and the list of the dead
-        choices = [make_request(f"a-{k}", num_choices=4, tenant="t", priority="bulk") for k in range(4)]
-        for step in (
-            lambda: queue.submit(choices, Idempotency(key="k", digest="d")),
-            lambda: queue.submit([make_request("late", deadline_s=0.01)]),
-        ):
-            await step()
-            check()
-        await asyncio.sleep(0.02)
-        await queue.reap()
-        check()
-        claims = worker.claim(4, 0)
-        check()
-        scores = (TokenLogprobs(token_id=1, logprob=-1.0),)
-        a, b, c, d = claims
-        worker.emit([make_emission(claim, 1, logprobs=scores, prompt_logprobs=scores) for claim in claims])
-        check()
-        worker.emit([make_emission(a, 2, base=1, end=STOP), make_emission(b, 3, 4, base=7)])  # an end, and a gap
-        check()
-        worker.release()
-        check()
-        await queue.cancel(c.request.id)
-        check()
-        worker.register({"tiny": "r1"})
-        again = worker.claim(4, 0)
-        assert {claim.request.id for claim in again} == {b.request.id, d.request.id}
-        worker.emit([make_emission(again[0], 9, end=STOP)])
-        check()
-        successor = RedisWorkerQueue(server.url, LEASE_S, worker._identity)
-        successor._reap(lambda _: True)  # as if it had died
-        successor.close()
-        check()
-        assert len(await queue.dead()) == 1
-        return num_shared
 
     run_async(main())

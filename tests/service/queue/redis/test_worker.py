@@ -1,4 +1,4 @@
-"""The worker's face over a bad network: what was asked is asked again, and done once; a lease ends before others take it."""
+"""The worker's face over a bad network: what is asked again is done once; a lease ends before others take it."""
 
 import itertools
 import time
@@ -13,7 +13,7 @@ from service.identity import Identity
 from service.protocol import EmitStatus, End, TokenLogprobs
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
-from service.queue.redis.worker import GIVE_UP_AT, POLL_S, SECOND_LOOK_S, RedisWorkerQueue
+from service.queue.redis.worker import GIVE_UP_AT, PATIENT_BEATS, RedisWorkerQueue
 from tests.fleet.redis_server import RedisServer, free_port
 from tests.fleet.waiting import PATIENCE_S, wait_until
 
@@ -250,7 +250,7 @@ def test_an_idle_worker_that_froze_keeps_nothing_from_another_for_long(server, m
     while len(claims) < 4:
         claims += worker.claim(8, PATIENCE_S)
     assert ids_of(claims) == ["a", "b", "c", "d"]
-    assert time.monotonic() - began < 50 * SECOND_LOOK_S
+    assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_hint_that_was_lost_is_no_matter(server, client, make_worker, submit, beside):
@@ -261,7 +261,7 @@ def test_a_hint_that_was_lost_is_no_matter(server, client, make_worker, submit, 
     began = time.monotonic()
     submit("a")
     assert ids_of(claiming.result(PATIENCE_S)) == ["a"]
-    assert time.monotonic() - began < 20 * POLL_S
+    assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_refusal_that_passes_is_waited_out(server, client, make_worker, make_emission, submit, beside):
@@ -273,3 +273,17 @@ def test_a_refusal_that_passes_is_waited_out(server, client, make_worker, make_e
     wait_until(lambda: client.info("errorstats").get("errorstat_NOREPLICAS"), "it was refused")
     client.config_set("min-replicas-to-write", 0)
     assert emitting.result(PATIENCE_S) == [OK]
+
+
+def test_what_only_the_server_has_it_hold_is_given_up(server, client, make_worker, make_emission, submit):
+    submit("a", "b")
+    worker = make_worker(server.url)
+    a, b = worker.claim(2, PATIENCE_S)
+    before = {key: client.dump(key) for key in client.scan_iter()}
+    assert worker.emit([make_emission(a, 1, end=STOP)]) == [OK]
+    for key, value in before.items():  # as after a crash that cost the last moment
+        client.restore(key, 100_000, value, replace=True)
+    for _ in range(PATIENT_BEATS):
+        assert worker.renew()
+    assert worker.emit([make_emission(b, 1)]) == [OK]
+    assert ids_of(worker.claim(2, PATIENCE_S)) == ["a"]

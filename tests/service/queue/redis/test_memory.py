@@ -1,0 +1,84 @@
+"""What the queue leaves in its server's memory: nothing for ever, and of what ended nothing for long."""
+
+import asyncio
+
+import pytest
+
+from service.config import QueueSettings
+from service.identity import Identity
+from service.protocol import End, Idempotency, TokenLogprobs
+from service.queue.redis.gateway import RedisQueue
+from service.queue.redis.library import PREFIX
+from service.queue.redis.worker import RedisWorkerQueue
+from tests.fleet.waiting import PATIENCE_S
+
+STOP = End(finish_reason="stop")
+SCORES = (TokenLogprobs(token_id=1, logprob=-1.0),)
+
+
+@pytest.fixture
+def seen(client):
+    """Passes on what a verb answered, once every key that it left has a TTL."""
+
+    def check(answer):
+        assert [key for key in client.scan_iter() if client.pttl(key) == -1] == []
+        return answer
+
+    return check
+
+
+@pytest.fixture
+def keys_left(client):
+    """A function that returns what there is besides the keys that all requests share and those of workers."""
+    return lambda: {key for key in map(bytes.decode, client.scan_iter()) if key.count(":") > 2 and ":w:" not in key}
+
+
+@pytest.fixture
+def connect(server):
+    """A function that makes the face of a worker that runs at this place; of one name, so that one replaces another."""
+    opened = []
+
+    def make(machine):
+        identity = Identity(name="pod-0", machine=machine, pid=1, started=0.0)
+        opened.append(RedisWorkerQueue(server.url, 20.0, identity))
+        return opened[-1]
+
+    yield make
+    for worker in opened:
+        worker.close()
+
+
+def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
+    run_async, server, seen, keys_left, connect, make_request, make_emission
+):
+    async def main():
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            RedisQueue(server.url, QueueSettings(keep_ended_s=0.2, max_attempts=3)) as queue,
+        ):
+            await live(queue)
+            while keys_left() - {f"{PREFIX}:i:t:k"}:  # an idempotency key has the TTL of the longest answer
+                await asyncio.sleep(0.02)
+
+    async def live(queue):
+        worker = connect("one")
+        seen(worker.register({"tiny": "r1"}))
+        choices = [make_request(f"a-{k}", num_choices=4, tenant="t", priority="bulk") for k in range(4)]
+        seen(await queue.submit(choices, Idempotency(key="k", digest="d")))
+        seen(await queue.submit([make_request("late", deadline_s=0.0)]))
+        seen(await queue.reap())
+        a, b, c, d = seen(worker.claim(4, 0))
+        seen(worker.emit([make_emission(claim, 1, logprobs=SCORES, prompt_logprobs=SCORES) for claim in (a, b, c, d)]))
+        seen(worker.emit([make_emission(a, base=1, end=STOP), make_emission(b, 3, 4, base=7)]))  # an end and a gap
+        seen(worker.release())
+        seen(await queue.cancel(c.request.id))
+        seen(worker.register({"tiny": "r1"}))
+        first, second = seen(worker.claim(4, 0))
+        seen(worker.emit([make_emission(first, end=STOP)]))
+        for place in ("two", "three", "four"):  # the second is the death of each
+            worker = connect(place)
+            seen(worker.register({"tiny": "r1"}))
+            seen(worker.claim(4, 0))
+        assert [dead.id for dead in await queue.dead()] == [second.request.id]
+
+    run_async(main())
