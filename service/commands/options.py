@@ -41,6 +41,9 @@ WaitForWorkersOption = Annotated[
 QueueDepthOption = Annotated[int, typer.Option(help="Sequences that may wait.")]
 QueueTokensOption = Annotated[int, typer.Option(help="Tokens, of prompts and to come, that may wait.")]
 TenantDepthOption = Annotated[int, typer.Option(help="Sequences of one tenant that may wait.")]
+KeepEndedOption = Annotated[
+    float, typer.Option(help="Seconds for which an answer can still be read after its end, and asked for by its key.")
+]
 BodyBytesOption = Annotated[int, typer.Option(help="Largest body of a request.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[

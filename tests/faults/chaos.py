@@ -65,22 +65,15 @@ class Disturber:
         self._fleet = fleet
         self._rng = rng
         self._tally = tally
-        self._faults: list[tuple[str, Callable[[], bool], int]] = [
-            ("worker killed (SIGKILL)", lambda: self._kill(self._any_worker()), 4),
-            ("worker stopped for 3 leases (SIGSTOP)", lambda: self._stop(self._any_worker(), PAUSE_S), 2),
-            ("worker ended (SIGTERM)", lambda: self._end(self._any_worker()), 2),
-            ("gateway killed (SIGKILL)", lambda: self._kill(self._any_gateway()), 2),
-            ("Redis killed and restarted (SIGKILL)", self._restart_redis, 1),
-            ("Redis stopped for 2 s (SIGSTOP)", lambda: self._stop(self._fleet.redis, 2.0), 1),
-            ("connections worker–Redis reset", lambda: self._reset(self._any_worker()), 3),
-            ("connections gateway–Redis reset", lambda: self._reset(self._any_gateway()), 3),
-            ("worker cut from Redis for 1 s", lambda: self._cut(self._any_worker()), 2),
-            ("gateway cut from Redis for 1 s", lambda: self._cut(self._any_gateway()), 2),
-        ]
+        self._bag: list[str] = []
 
     def disturb(self) -> None:
-        """Do one."""
-        [(name, do, _)] = self._rng.choices(self._faults, weights=[weight for *_, weight in self._faults])
+        """Do one: each comes up as often as its weight says before any comes up again."""
+        if not self._bag:
+            self._bag = [name for name, (_, weight) in self._faults().items() for _ in range(weight)]
+            self._rng.shuffle(self._bag)
+        name = self._bag.pop()
+        do, _ = self._faults()[name]
         if do():
             self._tally.faults[name] += 1
 
@@ -89,11 +82,21 @@ class Disturber:
         while not over.wait(self._rng.uniform(0.2, 1.0)):
             self.disturb()
 
-    def _any_worker(self) -> Member:
-        return self._rng.choice(self._fleet.workers)
-
-    def _any_gateway(self) -> Member:
-        return self._rng.choice(self._fleet.gateways)
+    def _faults(self) -> dict[str, tuple[Callable[[], bool], int]]:
+        """What can be done, each to a victim that is drawn now, and its weight."""
+        worker, gateway = self._rng.choice(self._fleet.workers), self._rng.choice(self._fleet.gateways)
+        return {
+            "worker killed (SIGKILL)": (lambda: self._kill(worker), 4),
+            "worker stopped for 3 leases (SIGSTOP)": (lambda: self._stop(worker, PAUSE_S), 2),
+            "worker ended (SIGTERM)": (lambda: self._end(worker), 2),
+            "gateway killed (SIGKILL)": (lambda: self._kill(gateway), 2),
+            "Redis killed and restarted (SIGKILL)": (self._restart_redis, 2),
+            "Redis stopped for 2 s (SIGSTOP)": (lambda: self._stop(self._fleet.redis, 2.0), 1),
+            "connections worker–Redis reset": (lambda: self._reset(worker), 2),
+            "connections gateway–Redis reset": (lambda: self._reset(gateway), 2),
+            "worker cut from Redis for 1 s": (lambda: self._cut(worker), 2),
+            "gateway cut from Redis for 1 s": (lambda: self._cut(gateway), 2),
+        }
 
     def _kill(self, program: Program) -> bool:
         lives = len(program.exits)

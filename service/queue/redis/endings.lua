@@ -44,6 +44,7 @@ local function expire(r)
       ids[choice + 1] = answer .. '-' .. choice
     end
   end
+  call('PEXPIRE', r.joined, r.keep)
   for _, id in ipairs(ids) do
     for _, kind in ipairs({':r:', ':b:', ':p:', ':t:', ':l:', ':s:'}) do
       call('PEXPIRE', P .. kind .. id, r.keep)

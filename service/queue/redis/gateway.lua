@@ -2,7 +2,7 @@
 
 local FIELDS = {'tenant', 'priority', 'line', 'cost', 'deadline', 'choices'}
 
-local function accept(gateway, keep_ms, max_attempts, args, at)
+local function accept(gateway, keep_ms, max_attempts, joined, args, at)
   local r = {id = args[at], submitted = NOW, epoch = 0, attempts = 0, worker = '', cancelled = '0', queued = ''}
   for i, field in ipairs(FIELDS) do
     r[field] = args[at + i]
@@ -10,7 +10,7 @@ local function accept(gateway, keep_ms, max_attempts, args, at)
   local ttl_ms = math.ceil(r.deadline * 1000 + keep_ms) + SHARED_TTL_MS
   r.deadline, r.cost, r.keep, r.max = NOW + r.deadline, tonumber(r.cost), keep_ms, max_attempts
   r.arrival = call('HINCRBY', P .. ':n', 'arrivals', 1)
-  r.gateways = gateway
+  r.gateways, r.joined = gateway, joined
   local flat = {'pass', ''} -- first, for every emission looks for it
   for field, value in pairs(r) do
     table.insert(flat, field)
@@ -51,7 +51,7 @@ local function submit(keys, args)
     return {'full', waiting, waiting_tokens, over and '' or args[7]}
   end
   for _, at in ipairs(new) do
-    accept(args[1], tonumber(args[5]), args[6], args, at)
+    accept(args[1], tonumber(args[5]), args[6], joined, args, at)
   end
   if args[8] ~= '' then
     call('HSET', joined, 'digest', args[9], 'ids', table.concat(ids, ' '))

@@ -82,13 +82,18 @@ local function place(r)
   return P .. ':q:' .. line .. ':' .. r.tenant, P .. ':a:' .. line, P .. ':f:' .. line, P .. ':v:' .. line
 end
 
+-- Count by name in a hash that has only those of which there are any.
+local function count_in(hash, name, by)
+  if call('HINCRBY', hash, name, by) == 0 then
+    call('HDEL', hash, name)
+  end
+end
+
 local function count_waiting(r, by)
   count('waiting', by)
   count('waiting_tokens', by * r.cost)
-  call('HINCRBY', P .. ':lines', r.line, by)
-  if call('HINCRBY', P .. ':tenants', r.tenant, by) == 0 then
-    call('HDEL', P .. ':tenants', r.tenant)
-  end
+  count_in(P .. ':lines', r.line, by)
+  count_in(P .. ':tenants', r.tenant, by)
 end
 
 local function enqueue(r)

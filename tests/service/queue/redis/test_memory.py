@@ -82,3 +82,11 @@ def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
         assert [dead.id for dead in await queue.dead()] == [second.request.id]
 
     run_async(main())
+
+
+def test_a_shared_key_that_went_after_long_silence_comes_back_with_a_ttl(client, seen, connect):
+    worker = connect("one")
+    worker.register({"tiny": "r1"})
+    client.delete(f"{PREFIX}:room", f"{PREFIX}:n")
+    assert worker.claim(1, 0) == []
+    assert seen(worker.renew())

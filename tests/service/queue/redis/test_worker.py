@@ -287,3 +287,20 @@ def test_what_only_the_server_has_it_hold_is_given_up(server, client, make_worke
         assert worker.renew()
     assert worker.emit([make_emission(b, 1)]) == [OK]
     assert ids_of(worker.claim(2, PATIENCE_S)) == ["a"]
+
+
+def test_what_a_server_forgot_the_end_of_is_given_up_and_another_goes_on(
+    server, client, make_worker, make_emission, submit
+):
+    submit("a", "b")
+    worker = make_worker(server.url)
+    a, _ = worker.claim(2, 0)
+    kept = {key: (client.pttl(key), client.dump(key)) for key in client.scan_iter()}
+    assert worker.emit([make_emission(a, 1, end=STOP)]) == [OK]
+    client.flushall()
+    for key, (ttl_ms, value) in kept.items():
+        client.restore(key, ttl_ms, value)
+    wait_until(lambda: worker.renew() and client.hget(f"{PREFIX}:n", "waiting") == b"1", "it waits again")
+    [again] = make_worker(server.url).claim(8, 0)
+    assert again.request.id == "a"
+    assert client.hget(f"{PREFIX}:r:a", "attempts") == b"0"
