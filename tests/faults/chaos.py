@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.scene import check_secrecy, is_idle, make_bodies
+from tests.faults.scene import check_secrecy, make_bodies
 from tests.fleet.client import Body, Client, Oracle, Refused, Streamed
 from tests.fleet.fleet import Fleet, Member
 from tests.fleet.program import Program
@@ -194,7 +194,7 @@ def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
                 over.set()
             disturbing.result()
         fleet.repair()
-        wait_until(lambda: is_idle(fleet), "nothing waits or runs any more")
+        wait_until(lambda: fleet.num_open() == 0, "nothing waits or runs any more")
         check_secrecy(fleet)
         for (body, got), leaves_after in zip(results, leaving, strict=True):
             judge(oracle, body, got, leaves_after is not None, tally)

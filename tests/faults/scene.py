@@ -1,9 +1,9 @@
 """A scene: streams under way in a fleet while something breaks; and what must hold when it is over.
 
-The eight checks: (1) each stream came to one end, (2) with the indices 0 to n - 1 once each, and what came is (3) what
-the queue has stored and (4) what an undisturbed server answers. (5) Nothing computes any more, and what was cancelled
-was not computed on; (6) memory and (7) descriptors are back to where they were; (8) the prompt stands in no log and no
-metric. That the fault really happened each case shows by itself.
+The checks: each stream came to one end, with indices 0 to n - 1 once each (`Streamed` sees to both), and what came is
+what the queue has stored and what an undisturbed server answers. Nothing waits or runs any more; memory and descriptors
+are back to where they were; the prompt stands in no log and no metric. That its fault really happened, and that nothing
+was computed for one who is gone, each case shows by itself.
 """
 
 import random
@@ -108,7 +108,7 @@ class Footprint:
 
     def check(self, fleet: Fleet) -> None:
         """Fail unless the fleet comes to rest, and those of its processes that still live to what they had."""
-        wait_until(lambda: is_idle(fleet), "nothing waits or runs any more")
+        wait_until(lambda: fleet.num_open() == 0, "nothing waits or runs any more")
         now: dict[int, int] = {}
 
         def is_back() -> bool:
@@ -119,12 +119,6 @@ class Footprint:
         for pid, size in fleet.memory().items():
             had = self._memory.get(pid, size)
             assert size <= had + MEMORY_SLACK_BYTES, f"process {pid} grew from {had} to {size} bytes"
-
-
-def is_idle(fleet: Fleet) -> bool:
-    """Return whether nothing waits and nothing runs."""
-    gateway = fleet.gateways[0]
-    return gateway.metric("requests_waiting") == gateway.metric("requests_running") == 0
 
 
 def check_secrecy(fleet: Fleet) -> None:

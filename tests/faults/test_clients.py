@@ -27,11 +27,6 @@ def harmless(fleet, scene) -> Iterator[None]:
         pass
 
 
-def generated(fleet) -> float:
-    """Return how many tokens' rows the workers have computed."""
-    return sum(worker.metric("batch_size_sum") for worker in fleet.workers)
-
-
 def aborted(fleet) -> float:
     return sum(gateway.metric("requests_total", ".*abort.*") for gateway in fleet.gateways)
 
@@ -52,49 +47,44 @@ def test_gone_before_the_first_token(fleet, bodies):
     for worker in fleet.workers:
         worker.pause()
     with streaming(fleet, body):
-        wait_until(lambda: waits_or_runs(fleet), "it is accepted")
+        wait_until(lambda: fleet.num_open(), "it is accepted")
     wait_until(lambda: aborted(fleet) == before + 1, "it is cancelled")
     for worker in fleet.workers:
         worker.resume()
 
 
-def waits_or_runs(fleet) -> float:
-    gateway = fleet.gateways[0]
-    return gateway.metric("requests_waiting") + gateway.metric("requests_running")
-
-
 def test_gone_in_mid_stream(fleet, bodies):
-    before, rows = aborted(fleet), generated(fleet)
+    before, rows = aborted(fleet), fleet.num_rows()
     wanted = bodies(4, 1900)
     for body in wanted:
         with streaming(fleet, body) as lines:
             next(lines)
     wait_until(lambda: aborted(fleet) == before + len(wanted), "they are cancelled")
-    wait_until(lambda: waits_or_runs(fleet) == 0, "nothing runs any more")
-    assert generated(fleet) - rows < len(wanted) * LATE_TOKENS
+    wait_until(lambda: fleet.num_open() == 0, "nothing runs any more")
+    assert fleet.num_rows() - rows < len(wanted) * LATE_TOKENS
 
 
 def test_gone_while_queued(fleet, bodies):
-    before, rows = aborted(fleet), generated(fleet)
+    before, rows = aborted(fleet), fleet.num_rows()
     for worker in fleet.workers:
         worker.pause()
-    wanted = bodies(24, 500)
+    wanted = bodies(24, 1900)
     with contextlib.ExitStack() as stack:
         for body in wanted:
             stack.enter_context(streaming(fleet, body))
-        assert waits_or_runs(fleet) == len(wanted)
+        assert fleet.num_open() == len(wanted)
     wait_until(lambda: aborted(fleet) == before + len(wanted), "they are cancelled")
     for worker in fleet.workers:
         worker.resume()
-    wait_until(lambda: waits_or_runs(fleet) == 0, "nothing runs any more")
-    assert generated(fleet) - rows < len(wanted) * LATE_TOKENS
+    wait_until(lambda: fleet.num_open() == 0, "nothing runs any more")
+    assert fleet.num_rows() - rows < len(wanted) * LATE_TOKENS
 
 
 def test_one_who_reads_late(fleet, oracle, bodies):
     """It is computed at its own pace, and he gets all of it."""
     [body] = bodies(1, 1900)
     with streaming(fleet, body) as lines:
-        wait_until(lambda: waits_or_runs(fleet) == 0, "it is computed, read or not")
+        wait_until(lambda: fleet.num_open() == 0, "it is computed, read or not")
         got = Streamed()
         for event_id, data in events(lines):
             got.take(event_id, data)

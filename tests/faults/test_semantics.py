@@ -7,11 +7,6 @@ import pytest
 from tests.fleet.client import Client, Refused
 
 
-def rows(fleet) -> float:
-    """Return how many rows the workers have computed: one for each sequence in each step."""
-    return sum(worker.metric("batch_size_sum") for worker in fleet.workers)
-
-
 def ask(fleet, number: int, body: dict, key: str | None = None) -> dict:
     with Client([fleet.urls[number % len(fleet.urls)]]) as client:
         return client.generate(body, key)
@@ -19,13 +14,13 @@ def ask(fleet, number: int, body: dict, key: str | None = None) -> dict:
 
 def test_the_same_key_a_hundred_times_is_computed_once(fleet, oracle, bodies):
     [body] = bodies(1, 200)
-    before = rows(fleet)
+    before = fleet.num_rows()
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(lambda number: ask(fleet, number, body, "the same"), range(100)))
     assert len({answer["id"] for answer in answers}) == 1
     assert all(answer["choices"] == answers[0]["choices"] for answer in answers)
     assert answers[0]["choices"][0]["token_ids"] == oracle.choice(body)["token_ids"]
-    assert rows(fleet) - before < 2 * 200
+    assert fleet.num_rows() - before < 2 * 200
 
 
 def test_a_deadline_that_passes_in_the_queue_costs_no_step(fleet, bodies):
@@ -37,7 +32,7 @@ def test_a_deadline_that_passes_in_the_queue_costs_no_step(fleet, bodies):
         client.generate(body | {"deadline_s": 0.5})
     assert refused.value.status == 504
     fleet.repair()
-    assert rows(fleet) == 0  # since the workers' birth
+    assert fleet.num_rows() == 0  # since the workers' birth
 
 
 def test_bulk_is_never_starved(fleet, bodies):

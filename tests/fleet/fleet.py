@@ -184,9 +184,13 @@ class Fleet:
         programs: list[Program] = [*self.members, *([self._redis] if self._redis else [])]
         return "\n".join(program.tail() for program in programs)
 
-    def num_workers(self) -> float:
-        """Return how many workers the first gateway sees."""
-        return self.gateways[0].metric("workers")
+    def num_open(self) -> float:
+        """Return how many sequences wait or run."""
+        return self.gateways[0].metric("requests_waiting") + self.gateways[0].metric("requests_running")
+
+    def num_rows(self) -> float:
+        """Return how much the living workers have computed: one for each sequence in each step."""
+        return sum(worker.metric("batch_size_sum") for worker in self.workers)
 
     def words(self) -> str:
         """Return everything that anyone has logged, and every metric there is."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 import redis
@@ -14,6 +14,8 @@ from service.queue.redis.library import Argument, call_async
 
 ANSWER_WITHIN_S = 1.0
 """Seconds in which the server must answer."""
+LAST_CHANCE_S = 0.1
+"""Of these, seconds that a loop which lags has after it looks at its clock again: only then does it read what came."""
 PROBE_EVERY_S = 1.0
 MAX_CALLS = 16
 """Calls at once, each on a connection of its own; more wait for their turn."""
@@ -56,7 +58,7 @@ class Connection:
         if self.is_down:
             raise self.unavailable()
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S), self._turns:
+            async with _time_limit(), self._turns:
                 try:
                     return await self._try(verb, args)
                 except CONNECTION_ERRORS:
@@ -107,9 +109,22 @@ class Connection:
 
     async def _probe(self) -> None:
         while self.is_down:
-            await asyncio.sleep(PROBE_EVERY_S)
             with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(ANSWER_WITHIN_S):
+                async with _time_limit():
                     await self._try("stats", ())
                 self.is_down = False
+                break
+            await asyncio.sleep(PROBE_EVERY_S)
         logger.info("the queue at %s is back", self.address)
+
+
+@contextlib.asynccontextmanager
+async def _time_limit() -> AsyncIterator[None]:
+    """Raise `TimeoutError` after `ANSWER_WITHIN_S`, but not for the loop's own lag."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(ANSWER_WITHIN_S) as limit:
+        lately = loop.call_later(ANSWER_WITHIN_S - LAST_CHANCE_S, lambda: limit.reschedule(loop.time() + LAST_CHANCE_S))
+        try:
+            yield
+        finally:
+            lately.cancel()
