@@ -57,9 +57,8 @@ def test_a_flood_at_most_doubles_the_others_time(fleet, keys, bodies):
         wait_until(lambda: fleet.gateways[0].metric("requests_running") == 7, "the worker is busy")
         before = p95(fleet, keys["quiet"], body)
         busy.result()
-        prompts = [chosen.pop("prompt") for chosen in bodies(60, 1)]
-        many = {**body, "prompts": prompts, "n": 16, "max_tokens": 50}
-        flood = threads.submit(ask, fleet, keys["flood"], {key: many[key] for key in many if key != "prompt"})
+        many = {"prompts": [chosen["prompt"] for chosen in bodies(60)], "n": 16, "max_tokens": 50}
+        flood = threads.submit(ask, fleet, keys["flood"], many)
         wait_until(lambda: fleet.gateways[0].metric("requests_waiting") > 500, "hundreds wait")
         during = p95(fleet, keys["quiet"], body)
         assert not flood.done()

@@ -88,7 +88,8 @@ class Reader(FastHttpUser):
                 return
             for _ in zip(range(self.rng.randint(1, 5)), self._frames(response, Streamed()), strict=False):
                 pass
-            response._response._sock.close()
+            if response._response._sock is not None:  # else the answer came to its end meanwhile
+                response._response._sock.close()
 
     @task(1)
     def be_wrong(self) -> None:

@@ -1,13 +1,17 @@
-"""A real server, clean before each test and whole again after it, and a way there that can be made a bad one."""
+"""A real server, clean before each test and whole after it; a way there that can be made a bad one; and workers."""
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
+from service.identity import Identity
 from service.protocol import Emission
+from service.queue.redis.worker import RedisWorkerQueue
 from tests.fleet.proxy import HOST, Proxy
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -64,6 +68,34 @@ def run_in_loop(request) -> Callable[[Coroutine[Any, Any, Any]], Any]:
             return runner.run(coroutine)
 
     return run
+
+
+@pytest.fixture
+def connect():
+    """A function that makes a worker's face, of a name and a machine of its own: none sees another dead."""
+    identities = (Identity(name=f"w{i}", machine=f"m{i}", pid=1, started=0.0) for i in itertools.count())
+    opened = []
+
+    def make(url, lease_s=20.0, **fields):
+        identity = msgspec.structs.replace(next(identities), **fields)
+        opened.append(RedisWorkerQueue(url, lease_s, identity))
+        return opened[-1]
+
+    yield make
+    for worker in opened:
+        worker.close()
+
+
+@pytest.fixture
+def make_worker(connect):
+    """A function that makes one that has registered."""
+
+    def make(url, lease_s=20.0, **fields):
+        worker = connect(url, lease_s, **fields)
+        worker.register({"tiny": "r1"})
+        return worker
+
+    return make
 
 
 @pytest.fixture(scope="session")

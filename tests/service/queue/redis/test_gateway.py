@@ -8,32 +8,15 @@ import pytest
 
 from service.config import QueueSettings
 from service.errors import BadRequest, NotFound, QueueFull, Unavailable
-from service.identity import Identity
 from service.protocol import EmitStatus, End, Idempotency
 from service.queue.redis.connection import ANSWER_WITHIN_S
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
-from service.queue.redis.worker import RedisWorkerQueue
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
 OK = EmitStatus.OK
-LEASE_S = 20.0
-
-
-@pytest.fixture
-def make_worker():
-    """A function that makes a worker's face that has registered."""
-    with contextlib.ExitStack() as opened:
-
-        def make(url):
-            worker = RedisWorkerQueue(url, LEASE_S, Identity(machine="m", pid=1, started=0.0))
-            opened.callback(worker.close)
-            worker.register({"tiny": "r1"})
-            return worker
-
-        yield make
 
 
 @contextlib.asynccontextmanager

@@ -5,11 +5,9 @@ import asyncio
 import pytest
 
 from service.config import QueueSettings
-from service.identity import Identity
 from service.protocol import End, Idempotency, TokenLogprobs
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
-from service.queue.redis.worker import RedisWorkerQueue
 from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
@@ -33,23 +31,8 @@ def keys_left(client):
     return lambda: {key for key in map(bytes.decode, client.scan_iter()) if key.count(":") > 2 and ":w:" not in key}
 
 
-@pytest.fixture
-def connect(server):
-    """A function that makes the face of a worker that runs at this place; of one name, so that one replaces another."""
-    opened = []
-
-    def make(machine):
-        identity = Identity(name="pod-0", machine=machine, pid=1, started=0.0)
-        opened.append(RedisWorkerQueue(server.url, 20.0, identity))
-        return opened[-1]
-
-    yield make
-    for worker in opened:
-        worker.close()
-
-
 def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
-    run_async, server, seen, keys_left, connect, make_request, make_emission
+    run_async, server, seen, keys_left, make_worker, make_request, make_emission
 ):
     async def main():
         async with (
@@ -61,8 +44,7 @@ def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
                 await asyncio.sleep(0.02)
 
     async def live(queue):
-        worker = connect("one")
-        seen(worker.register({"tiny": "r1"}))
+        worker = seen(make_worker(server.url, name="pod-0", machine="one"))
         choices = [make_request(f"a-{k}", num_choices=4, tenant="t", priority="bulk") for k in range(4)]
         seen(await queue.submit(choices, Idempotency(key="k", digest="d")))
         seen(await queue.submit([make_request("late", deadline_s=0.0)]))
@@ -76,17 +58,15 @@ def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
         first, second = seen(worker.claim(4, 0))
         seen(worker.emit([make_emission(first, end=STOP)]))
         for place in ("two", "three", "four"):  # the second is the death of each
-            worker = connect(place)
-            seen(worker.register({"tiny": "r1"}))
+            worker = seen(make_worker(server.url, name="pod-0", machine=place))
             seen(worker.claim(4, 0))
         assert [dead.id for dead in await queue.dead()] == [second.request.id]
 
     run_async(main())
 
 
-def test_a_shared_key_that_went_after_long_silence_comes_back_with_a_ttl(client, seen, connect):
-    worker = connect("one")
-    worker.register({"tiny": "r1"})
+def test_a_shared_key_that_went_after_long_silence_comes_back_with_a_ttl(server, client, seen, make_worker):
+    worker = make_worker(server.url)
     client.delete(f"{PREFIX}:room", f"{PREFIX}:n")
     assert worker.claim(1, 0) == []
     assert seen(worker.renew())

@@ -1,53 +1,23 @@
 """The worker's face over a bad network: what is asked again is done once; a lease ends before others take it."""
 
-import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
 import pytest
 
 from service.config import QueueSettings
 from service.errors import LeaseLost
-from service.identity import Identity
 from service.protocol import EmitStatus, End, TokenLogprobs
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
-from service.queue.redis.worker import GIVE_UP_AT, PATIENT_BEATS, RedisWorkerQueue
+from service.queue.redis.worker import GIVE_UP_AT, PATIENT_BEATS
 from tests.fleet.redis_server import RedisServer, free_port
 from tests.fleet.waiting import PATIENCE_S, wait_until
 
 LEASE_S = 2.0
+"""Of those whose way is bad: they wait a quarter of it for a reply."""
 STOP = End(finish_reason="stop")
 OK, FENCED = EmitStatus.OK, EmitStatus.FENCED
-
-
-@pytest.fixture
-def connect():
-    """A function that makes a worker's face; each on a machine of its own, so that none sees another dead."""
-    identities = (Identity(name=f"w{i}", machine=f"m{i}", pid=1, started=0.0) for i in itertools.count())
-    opened = []
-
-    def make(url, lease_s=LEASE_S, **fields):
-        identity = msgspec.structs.replace(next(identities), **fields)
-        opened.append(RedisWorkerQueue(url, lease_s, identity))
-        return opened[-1]
-
-    yield make
-    for worker in opened:
-        worker.close()
-
-
-@pytest.fixture
-def make_worker(connect):
-    """A function that makes one that has registered."""
-
-    def make(url, lease_s=LEASE_S, **fields):
-        worker = connect(url, lease_s, **fields)
-        worker.register({"tiny": "r1"})
-        return worker
-
-    return make
 
 
 @pytest.fixture
@@ -75,7 +45,7 @@ def ids_of(claims):
 def test_a_claim_whose_answer_was_lost_is_answered_again(
     proxy, far_url, client, make_worker, make_emission, submit, beside
 ):
-    worker = make_worker(far_url)
+    worker = make_worker(far_url, LEASE_S)
     assert worker.claim(1, 0.01) == []  # it hears of work from now on
     proxy.swallow(replies_only=True)
     submit("a", "b", "c")
@@ -95,7 +65,7 @@ def test_an_emission_whose_answer_was_lost_is_not_appended_twice(
     proxy, far_url, client, make_worker, make_emission, submit, beside
 ):
     submit("a")
-    worker = make_worker(far_url)
+    worker = make_worker(far_url, LEASE_S)
     [claim] = worker.claim(1, 0)
     scores = tuple(TokenLogprobs(token_id=token_id, logprob=-1.0) for token_id in (7, 8))
 
@@ -123,10 +93,10 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(
     way, proxy, far_url, make_worker, make_emission, submit
 ):
     submit("a")
-    worker = make_worker(far_url)
+    worker = make_worker(far_url, LEASE_S)
     [claim] = worker.claim(1, 0)
-    assert worker.renew()
     renewed = time.monotonic()
+    assert worker.renew()
     getattr(proxy, way)()
     with pytest.raises(LeaseLost, match="another worker's"):
         worker.emit([make_emission(claim, 1)])
@@ -194,7 +164,7 @@ def test_a_claim_that_waits_comes_back_when_its_worker_retires(server, make_work
 def test_a_claim_that_waits_for_a_server_that_is_away_comes_back_when_its_worker_releases(
     proxy, far_url, make_worker, beside
 ):
-    worker = make_worker(far_url)
+    worker = make_worker(far_url, LEASE_S)
     proxy.cut()
     claiming = beside(worker.claim, 1, 2 * PATIENCE_S)
     wait_until(lambda: proxy.num_broken >= 2, "it tries")
