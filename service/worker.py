@@ -3,7 +3,7 @@
 1. The main thread steps the engine. What other threads have for it (claims, answers of the queue) waits in its inbox
    and is obeyed between two steps: a request joins the engine there, and one that is cancelled leaves it there.
 2. News travels on the thread `link`, one emission at a time. First tokens and ends leave after the step that made them;
-   later tokens gather for `GATHER_S`, or while an emission travels: a slow gateway stalls no engine, until the tokens
+   later tokens gather for `gather_s`, or while an emission travels: a slow gateway stalls no engine, until the tokens
    of one request fill what may gather.
 3. On the thread `claims` a claim waits in the queue whenever the engine has room.
 4. A heartbeat renews the lease when emissions are rare, but never for a step that hangs: it ends the process instead.
@@ -39,8 +39,6 @@ EXIT_REFUSED = 2
 """Refused at start: another start would be refused as well."""
 RENEW_AT = 0.3
 """Share of a lease after which it is renewed."""
-GATHER_S = 0.01
-"""Seconds for which tokens gather, of which none is a sequence's first or last."""
 
 SPIN_COUNT = ("GOMP_SPINCOUNT", "1000")
 """Environment variable, for before torch is imported: how long a thread that waits for the others keeps its core. Some
@@ -155,7 +153,7 @@ class Worker:
 
     def _send_news(self) -> None:
         now = self._clock()
-        if now - self._gathering_since >= GATHER_S:
+        if now - self._gathering_since >= self._settings.gather_s:
             self._gathering_since = now
             news = self._take_news(list(self._held))
         else:

@@ -116,7 +116,7 @@ def http(
     machine, counts = read_machine(), read_counts("--streams", streams)
     settings = engine_settings(max(counts), device=device, dtype=dtype)
     servers = read_servers(against)
-    from service.bench.http import Server, http_table, measure_http
+    from service.bench.http import FleetServer, Server, http_notes, http_table, measure_http
     from service.bench.offline import OfflineEngine
     from service.bench.server import start_fleet, start_server
     from service.bench.subject import open_subject
@@ -127,7 +127,7 @@ def http(
         peers = {name: Server(address, api) for name, address in servers.items()}
         if queue:
             fleet = stack.enter_context(start_fleet(subject.folder, settings, queue))
-            peers["over Redis"] = Server(fleet, "auto")
+            peers["over Redis"] = FleetServer(fleet, queue)
         alone = None if url else OfflineEngine(subject.folder, settings)
         ours = Server(url, api) if url else Server(stack.enter_context(start_server(subject.folder, settings)), "auto")
         results = []
@@ -137,7 +137,7 @@ def http(
             results.append(measure_http(ours, alone, peers, loads, count))
     facts = subject.describe() | (alone.describe() if alone else {}) | {"rounds": rounds}
     report = Report(command=command_line(), machine=machine, settings=facts, results=results)
-    _finish(report, http_table(results, _title("http", facts)), json_file)
+    _finish(report, http_table(results, _title("http", facts)), json_file, http_notes(results))
 
 
 @app.command()

@@ -26,6 +26,8 @@ class HttpRun(Run, frozen=True, kw_only=True):
     """Of every later request, which comes while the other streams are being answered."""
     inter_token_s: list[float]
     """Seconds between two frames with tokens, of all requests."""
+    queue_s: float | None = None
+    """Seconds of the processor of the Redis between gateway and worker, where there is one."""
 
 
 class _Answer(msgspec.Struct):

@@ -1,5 +1,6 @@
 """`minigpt bench http`: what clients see of a server, beside the engine alone and other servers under the same load."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -14,6 +15,7 @@ from service.bench.offline import EngineRun, OfflineEngine
 from service.bench.options import Api
 from service.bench.rounds import Run, Side, compare, measure_in_turn, median_speed
 from service.protocol import Request
+from service.queue.redis.processor import processor_s
 
 Load = Sequence[Request]
 
@@ -53,6 +55,25 @@ class Server:
             SettingError: it refuses, or cuts a stream.
         """
         return uvloop.run(run_load(self._url, self._dialect, requests, streams))
+
+
+class FleetServer(Server):
+    """A gateway and a worker of ours that are up, and meet at a Redis.
+
+    Args:
+        url: Of the gateway.
+        queue: Of the Redis, which does nothing else meanwhile.
+    """
+
+    def __init__(self, url: str, queue: str) -> None:
+        super().__init__(url, "auto")
+        self._queue = queue
+
+    def run(self, streams: int, requests: Load) -> HttpRun:
+        """Do the same, and measure what it costs the Redis."""
+        before_s = processor_s(self._queue)
+        run = super().run(streams, requests)
+        return msgspec.structs.replace(run, queue_s=processor_s(self._queue) - before_s)
 
 
 def measure_http(
@@ -100,6 +121,17 @@ def http_table(results: Sequence[HttpResult], title: str) -> Table:
         for name, runs in result.peers.items():
             table.add_row("", name, *_latency_cells(runs), *_speed_cells(result.minigpt, runs))
     return table
+
+
+def http_notes(results: Sequence[HttpResult]) -> list[str]:
+    """Return what a token cost the Redis of a fleet, for each number of streams."""
+    notes = []
+    for result in results:
+        runs = [run for runs in result.peers.values() for run in runs if run.queue_s is not None]
+        if runs:
+            costs = [1e6 * (run.queue_s or 0.0) / run.tokens for run in runs]
+            notes.append(f"{result.streams} streams: {statistics.median(costs):.1f} µs of Redis' processor a token")
+    return notes
 
 
 def _latency_cells(runs: Sequence[HttpRun]) -> list[str]:

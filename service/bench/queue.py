@@ -12,6 +12,7 @@ from service.config import QueueSettings
 from service.identity import Identity
 from service.protocol import Claim, Emission, End, Request, SamplingParams
 from service.queue.redis.gateway import RedisQueue
+from service.queue.redis.processor import processor_s
 from service.queue.redis.worker import RedisWorkerQueue
 
 LEASE_S = 60.0
@@ -65,14 +66,14 @@ def _measure(url: str, batch: int, each: int, num_emits: int) -> QueueResult:
     revision = uuid.uuid4().hex
     worker.register({"bench": revision})
     try:
-        before_s = worker.server_cpu_s()
+        before_s = processor_s(url)
         asyncio.run(_submit(url, [_request(number, revision, each * num_emits) for number in range(batch)]))
         emit_s = _answer(worker, batch, each, num_emits)
         return QueueResult(
             batch=batch,
             tokens_per_emission=each,
             tokens=batch * each * num_emits,
-            server_s=worker.server_cpu_s() - before_s,
+            server_s=processor_s(url) - before_s,
             emit_s=emit_s,
         )
     finally:

@@ -51,7 +51,7 @@ class GatewayQueue(Protocol):
         """Return what was quarantined lately, the newest first."""
 
     async def keep_reaping(self) -> None:
-        """For ever: take back what overdue workers hold, end what waits past its deadline, forget what ended."""
+        """For ever: take back what overdue workers hold, end what is past its deadline, forget what ended."""
 
 
 class WorkerQueue(Protocol):

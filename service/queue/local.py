@@ -89,7 +89,7 @@ class LocalQueue:
         alive = self._workers.alive(now)
         return QueueStats(
             waiting=len(self._waiting),
-            running=self._workers.num_held(),
+            running=len(self._workers.held()),
             waiting_tokens=self._waiting.num_tokens,
             workers=len(alive),
             drain_tokens_per_s=self._drain.tokens_per_s,
@@ -112,12 +112,13 @@ class LocalQueue:
                 self.reap()
 
     def reap(self) -> None:
-        """Take back what overdue workers hold, end what waits past its deadline, forget what ended long ago."""
+        """Take back what overdue workers hold, end what is past its deadline, forget what ended long ago."""
         now = self._clock()
         for name in self._workers.overdue(now):
             self._drop(name, died=False)  # a worker that says nothing may be asleep
-        for entry in list(self._waiting):
-            self._end_if_called_off(entry)
+        for entry in [*self._waiting, *self._workers.held()]:
+            if now >= entry.deadline:
+                self._end_if_called_off(entry)
         self._answers.forget(now - self._settings.keep_ended_s)
 
     # The workers' verbs
@@ -268,5 +269,5 @@ class LocalQueue:
 
     def _pass_time(self) -> float:
         now = self._clock()
-        self._drain.advance(now, busy=self._workers.num_held() > 0)
+        self._drain.advance(now, busy=len(self._workers.held()) > 0)
         return now

@@ -81,9 +81,9 @@ class Workers:
             del self._workers[entry.worker].claims[entry.request.id]
         self.wake()  # one that held a last chance, or many suspects, may have others now
 
-    def num_held(self) -> int:
-        """Count what all of them hold."""
-        return sum(len(worker.claims) for worker in self._workers.values())
+    def held(self) -> list[Entry]:
+        """Return what all of them hold."""
+        return [entry for worker in self._workers.values() for entry in worker.claims.values()]
 
     def alive(self, now: float) -> list[Worker]:
         """Return those whose lease holds."""

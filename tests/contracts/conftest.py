@@ -273,7 +273,7 @@ class RedisHome(Home):
         self._url = server.url
         self._server = redis.Redis.from_url(server.url)
         self._server.flushall()
-        name, text = library()
+        _, text = library()
         shifted = text.replace(READ_TIME, f"{READ_TIME}\n  time[1] = time[1] + (call('GET', 'passed') or 0)")
         assert shifted != text
         self._server.function_load(shifted, replace=True)

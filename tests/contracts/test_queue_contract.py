@@ -383,3 +383,14 @@ def test_a_claim_that_does_not_wait_takes_what_there_is_whoever_asked_in_vain_be
     assert idle.claim(1, 0) == []
     home.submit(make_request("b"))
     assert len(busy.claim(1, 0)) == 1
+
+
+def test_past_its_deadline_a_running_request_ends_whatever_its_worker_does(home, make_request):
+    home.submit(make_request("a", deadline_s=2.0))
+    worker, watcher = home.worker(), home.watch("a")
+    [claim] = worker.claim(1, 0)
+    home.pass_time(2.0)
+    home.reap()
+    assert watcher.to_end().end.deadline_passed
+    assert home.stats().running == 0
+    assert worker.emit([emission(claim, 1)]) == [FENCED]

@@ -410,6 +410,8 @@ class Machine(RuleBasedStateMachine):
             if model.waits and self.called_off(model):
                 self.wait_no_longer(model)
                 self.end(model, "abort")
+            elif model.holder is not None and self.now >= model.deadline:
+                self.end(model, "abort")
 
     def take_back(self, model, *, died):
         model.holder = None

@@ -12,10 +12,14 @@ from service.errors import Unavailable
 from service.queue.redis.address import CONNECTION_ERRORS, Address
 from service.queue.redis.library import Argument, call_async
 
-ANSWER_WITHIN_S = 1.0
-"""Seconds in which the server must answer."""
+ANSWER_WITHIN_S = 0.5
+"""Seconds in which the server should answer."""
+PONG_WITHIN_S = 0.4
+"""Seconds in which one that has not must answer at least a ping, or it counts as away."""
+PATIENCE_S = 5.0
+"""Seconds that one which answers pings has for the call, asked again: it has much to do."""
 LAST_CHANCE_S = 0.1
-"""Of these, seconds that a loop which lags has after it looks at its clock again: only then does it read what came."""
+"""Of any of these, seconds that a loop which lags has after it looks at its clock: only then it reads what came."""
 PROBE_EVERY_S = 1.0
 MAX_CALLS = 16
 """Calls at once, each on a connection of its own; more wait for their turn."""
@@ -49,7 +53,7 @@ class Connection:
         await self.client.aclose()
 
     async def call(self, verb: str, *args: Argument) -> Any:  # noqa: ANN401 - as Redis answers
-        """Call a verb, and once more if the connection broke: every verb says the same twice.
+        """Call a verb, and once more if the connection broke or the server is slow: every verb says the same twice.
 
         Raises:
             redis.OutOfMemoryError: the server takes nothing new.
@@ -58,11 +62,11 @@ class Connection:
         if self.is_down:
             raise self.unavailable()
         try:
-            async with _time_limit(), self._turns:
-                try:
-                    return await self._try(verb, args)
-                except CONNECTION_ERRORS:
-                    return await self._try(verb, args)
+            with contextlib.suppress(TimeoutError):
+                return await self._ask(verb, args, ANSWER_WITHIN_S)
+            async with _time_limit(PONG_WITHIN_S):
+                await self.client.ping()
+            return await self._ask(verb, args, PATIENCE_S)
         except redis.OutOfMemoryError:
             raise
         except (redis.RedisError, OSError, TimeoutError) as error:
@@ -94,6 +98,13 @@ class Connection:
         """Return the error of a server that is away."""
         return Unavailable("the queue cannot be reached; retry shortly", retry_after_s=PROBE_EVERY_S)
 
+    async def _ask(self, verb: str, args: Sequence[Argument], within_s: float) -> Any:  # noqa: ANN401 - as Redis answers
+        async with _time_limit(within_s), self._turns:
+            try:
+                return await self._try(verb, args)
+            except CONNECTION_ERRORS:
+                return await self._try(verb, args)
+
     async def _try(self, verb: str, args: Sequence[Argument]) -> Any:  # noqa: ANN401 - as Redis answers
         try:
             return await call_async(self.client, verb, args)
@@ -110,7 +121,7 @@ class Connection:
     async def _probe(self) -> None:
         while self.is_down:
             with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
-                async with _time_limit():
+                async with _time_limit(ANSWER_WITHIN_S):
                     await self._try("stats", ())
                 self.is_down = False
                 break
@@ -119,11 +130,11 @@ class Connection:
 
 
 @contextlib.asynccontextmanager
-async def _time_limit() -> AsyncIterator[None]:
-    """Raise `TimeoutError` after `ANSWER_WITHIN_S`, but not for the loop's own lag."""
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    """Raise `TimeoutError` after `seconds`, but not for the loop's own lag."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(ANSWER_WITHIN_S) as limit:
-        lately = loop.call_later(ANSWER_WITHIN_S - LAST_CHANCE_S, lambda: limit.reschedule(loop.time() + LAST_CHANCE_S))
+    async with asyncio.timeout(seconds) as limit:
+        lately = loop.call_later(seconds - LAST_CHANCE_S, lambda: limit.reschedule(loop.time() + LAST_CHANCE_S))
         try:
             yield
         finally:

@@ -189,7 +189,7 @@ class RedisQueue:
             await asyncio.sleep(self._settings.lease_s / 5)
 
     async def reap(self) -> None:
-        """Take back what overdue workers hold and what the provably dead held; end what waits past its deadline."""
+        """Take back what overdue workers hold and what the provably dead held; end what is past its deadline."""
         told = await self._call("reap")
         workers = dict(zip(told[::2], told[1::2], strict=True))
         dead = [id_ for id_, who in workers.items() if self._identity.sees_dead(self._identities.decode(who))]

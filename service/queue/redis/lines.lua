@@ -102,7 +102,7 @@ local function enqueue(r)
   if active and not call('ZSCORE', active, r.tenant) then
     local start = math.max(tonumber(call('GET', virtual) or 0), tonumber(call('HGET', finish, r.tenant) or 0))
     call('ZADD', active, start, r.tenant)
-    keep_shared(active, finish, virtual)
+    keep_shared(active)
   end
   count_waiting(r, 1)
   keep_shared(queue, P .. ':tenants', P .. ':lines')

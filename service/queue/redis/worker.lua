@@ -224,20 +224,18 @@ local passes, num_passes = {}, 0 -- what was read of the texts of passes, which 
 
 -- What lets an emission pass, as long as it runs: its fence, "<worker>:<epoch>", its deadline and its gateways.
 local function read_pass(text)
-  local pass = passes[text]
-  if not pass then
-    local fence, deadline, gateways = string.match(text, '(%S+) (%S+) (.*)')
-    pass = {fence = fence, deadline = tonumber(deadline), gateways = words(gateways or '')}
-    if num_passes == MAX_PASSES then
-      passes, num_passes = {}, 0
-    end
-    passes[text], num_passes = pass, num_passes + 1
+  local fence, deadline, gateways = string.match(text, '(%S+) (%S+) (.*)')
+  local pass = {fence = fence, deadline = tonumber(deadline), gateways = words(gateways or '')}
+  if num_passes == MAX_PASSES then
+    passes, num_passes = {}, 0
   end
+  passes[text], num_passes = pass, num_passes + 1
   return pass
 end
 
 local function emit_one(id, fence, base, tokens, update, beside, news)
-  local pass = read_pass(call('HGET', P .. ':r:' .. id, 'pass') or '')
+  local text = call('HGET', P .. ':r:' .. id, 'pass') or ''
+  local pass = passes[text] or read_pass(text)
   if pass.fence ~= fence or pass.deadline <= NOW then
     return refuse(id, fence, base, tokens, beside and beside[1] or '')
   elseif not append(id, base, tokens) then

@@ -162,11 +162,6 @@ class RedisWorkerQueue:
         except LeaseLost:
             logger.warning("the queue at %s cannot be reached: what is held waits for its lease to end", self.address)
 
-    def server_cpu_s(self) -> float:
-        """Return the seconds that the server's processor has worked so far, for benchmarks."""
-        told = self._client.info("cpu")
-        return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
-
     def close(self) -> None:
         """Close the connections: what is still claimed waits for proof of our death, or for its lease to end."""
         self._drop_hints()

@@ -1,0 +1,16 @@
+"""What the server's processor has worked, for benchmarks."""
+
+from service.queue.redis.address import Address
+
+TIMEOUT_S = 5.0
+
+
+def processor_s(url: str) -> float:
+    """Return the seconds that the processor of the server at `url` has worked since its start.
+
+    Raises:
+        SettingError: no address of a Redis.
+    """
+    with Address(url).connect(TIMEOUT_S) as client:
+        told = client.info("cpu")
+    return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
