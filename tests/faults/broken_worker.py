@@ -1,7 +1,8 @@
-"""A `minigpt worker` whose engine fails where a request's seed says so; otherwise it is the real one.
+"""A `minigpt worker` whose engine fails where a request's seed says so; otherwise it is a paced one.
 
-The seed chooses: `DEADLY` kills the process when the sequence gets its 200th token, in every life; `HANGING` hangs the
-step in which a sequence that is new to the world gets it, so that another worker may finish it.
+The seed chooses what happens when the sequence gets its 200th token: `DEADLY` kills the process, in every life;
+`HANGING` hangs the step of a sequence that is new to the world, so that another worker may finish it; with `NOT_FINITE`
+its logits are NaN from there on.
 """
 
 import functools
@@ -13,35 +14,34 @@ from typing import Any
 import msgspec
 
 import service.commands.worker as command
-import service.engine.loading as loading
 from service.__main__ import main
 from service.protocol import Claim
+from tests.faults.paced_worker import PacedEngine, wrap_engines
 
-DEADLY, HANGING = 666, 667
+DEADLY, HANGING, NOT_FINITE = 666, 667, 668
 FATAL_TOKEN = 200
 MAX_STEP_S = 1.0
 
 
-class BrokenEngine:
-    """Hands everything on to `engine`, but for what it does to the process."""
+class BrokenEngine(PacedEngine):
+    """Hands everything on to `engine`, but for what it does to the process and to logits."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._left: dict[str, int] = {}
         self._seeds: dict[str, int] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
+        self._run = engine._runner.run
+        engine._runner = self
 
     def add(self, claim: Claim) -> None:
         seed = claim.request.params.seed
-        if seed == DEADLY or (seed == HANGING and not claim.token_ids):
+        if seed in (DEADLY, NOT_FINITE) or (seed == HANGING and not claim.token_ids):
             self._seeds[claim.request.id] = seed
             self._left[claim.request.id] = max(1, FATAL_TOKEN - len(claim.token_ids))
         self._engine.add(claim)
 
     def step(self) -> Any:
-        outputs = self._engine.step()
+        outputs = super().step()
         for output in outputs:
             if output.id in self._left:
                 self._left[output.id] -= len(output.token_ids)
@@ -49,21 +49,31 @@ class BrokenEngine:
                     fail(self._seeds[output.id])
         return outputs
 
+    def run(self, works: Any) -> Any:
+        """Do what the engine's runner does; spoil what is to be spoilt."""
+        logits = self._run(works).clone()
+        rows = [work.sequence.id for work in works for _ in range(work.num_logits)]
+        for row, id_ in enumerate(rows):
+            if self._seeds.get(id_) == NOT_FINITE and self._left[id_] <= 1:
+                logits[row] = float("nan")
+        return logits
+
 
 def fail(seed: int) -> None:
-    """Do what such a request does."""
+    """Do what such a request does to the process."""
     if seed == DEADLY:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(1e6)
+    if seed == HANGING:
+        time.sleep(1e6)
 
 
 if __name__ == "__main__":
-    load, worker = loading.load_engine, command.Worker
-    loading.load_engine = lambda *args: BrokenEngine(load(*args))  # type: ignore[assignment]
+    worker = command.Worker
 
     @functools.wraps(worker)
     def make(queue: Any, engine: Any, models: Any, settings: Any, **options: Any) -> Any:
         return worker(queue, engine, models, msgspec.structs.replace(settings, max_step_s=MAX_STEP_S), **options)
 
+    wrap_engines(BrokenEngine)
     command.Worker = make  # type: ignore[misc,assignment]
     main()

@@ -12,12 +12,13 @@ LEASE_S = 2.0
 GATEWAY_OPTIONS = ("--drain-s=20",)
 WORKER_OPTIONS = (f"--lease-s={LEASE_S}", "--drain-s=0.2", "--max-num-seqs=8", "--max-step-tokens=16")
 """Few sequences, small steps: so that eight streams fill a worker, and a prompt's prefill takes a while."""
+OPTIONS = {"gateway_options": GATEWAY_OPTIONS, "worker_options": WORKER_OPTIONS}
 
 
 @pytest.fixture(scope="session")
 def shared_fleet(tmp_path_factory, checkpoint) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
-    with Fleet(folder, checkpoint, gateway_options=GATEWAY_OPTIONS, worker_options=WORKER_OPTIONS) as fleet:
+    with Fleet(folder, checkpoint, **OPTIONS, worker_module="tests.faults.paced_worker") as fleet:
         yield fleet
 
 

@@ -1,8 +1,10 @@
 """Clients that leave, crawl or flood: they harm nobody, and nothing is computed for one who is gone."""
 
 import contextlib
+import json
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import httpx
@@ -14,6 +16,9 @@ from tests.fleet.waiting import wait_until
 
 LATE_TOKENS = 400
 """That a worker may compute for one who is gone, before it is told: far fewer than such a request wants."""
+
+CRAWLER_BYTES = 32 * 2**20
+"""Of a gateway's memory, while it waits for one who reads a byte a second."""
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +96,26 @@ def test_one_who_reads_late(fleet, oracle, bodies):
     oracle.check(body, got)
 
 
+@pytest.mark.chaos
+def test_one_byte_a_second(fleet, scene, bodies):
+    """What he does not take is not kept for him here, others are served, and in the end he is closed out."""
+    [body] = bodies(1, 1900)
+    gateway, over = fleet.gateways[0], threading.Event()
+    before = gateway.usage.memory_info().rss
+    with connect(fleet, receive_bytes=4096) as client:
+        ask = json.dumps(body | {"n": 16, "logprobs": 5, "stream": True}).encode()
+        client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(ask), ask))
+        reading = threading.Thread(target=crawl, args=(client, over))
+        reading.start()
+        with scene(count=4):
+            pass
+        assert is_connected(gateway, client), "it is still being served"
+        assert gateway.usage.memory_info().rss < before + CRAWLER_BYTES
+        wait_until(lambda: not is_connected(gateway, client), "it is closed")
+        over.set()
+        reading.join()
+
+
 @pytest.mark.parametrize("size", [300_000, 10_000_000])
 def test_a_body_that_is_too_large(fleet, size):
     response = httpx.post(f"{fleet.urls[0]}/generate", content=b"x" * size, timeout=60, trust_env=False)
@@ -135,8 +160,25 @@ def test_a_gateway_killed_and_its_streams_read_on_at_another(scene, fleet):
     assert any(got.num_breaks for got in running.streams)
 
 
-def connect(fleet) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", fleet.gateways[0].port), timeout=60)
+def connect(fleet, receive_bytes: int | None = None) -> socket.socket:
+    client = socket.socket()
+    client.settimeout(60)
+    if receive_bytes is not None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    client.connect(("127.0.0.1", fleet.gateways[0].port))
+    return client
+
+
+def is_connected(gateway, client: socket.socket) -> bool:
+    peers = {connection.raddr for connection in gateway.usage.net_connections("tcp")}
+    return client.getsockname() in peers
+
+
+def crawl(client: socket.socket, over: threading.Event) -> None:
+    """Read a byte a second."""
+    with contextlib.suppress(ConnectionResetError):
+        while not over.wait(1.0):
+            client.recv(1)
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.broken_worker import DEADLY, HANGING
-from tests.faults.conftest import GATEWAY_OPTIONS, WORKER_OPTIONS
+from tests.faults.broken_worker import DEADLY, HANGING, NOT_FINITE
+from tests.faults.conftest import OPTIONS
 from tests.faults.scene import Scene
 from tests.fleet.fleet import Fleet
 
@@ -14,8 +14,7 @@ from tests.fleet.fleet import Fleet
 @pytest.fixture(scope="module")
 def breakable_fleet(tmp_path_factory, checkpoint) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("breakable")
-    options = {"gateway_options": GATEWAY_OPTIONS, "worker_options": WORKER_OPTIONS}
-    with Fleet(folder, checkpoint, worker_module="tests.faults.broken_worker", **options) as fleet:
+    with Fleet(folder, checkpoint, **OPTIONS, worker_module="tests.faults.broken_worker") as fleet:
         yield fleet
 
 
@@ -51,3 +50,21 @@ def test_a_step_that_hangs_ends_its_worker_and_nothing_else(fleet, oracle, bodie
         pass
     assert sum(worker.exits.count(1) for worker in fleet.workers) == exits + 1
     assert "a step hangs" in fleet.words()
+
+
+def test_logits_that_are_not_finite_end_their_own_stream_alone(fleet, oracle, bodies):
+    sick, *sound = bodies(count=6, num_tokens=400)
+    oracle_of_sick = oracle.choice(sick)["token_ids"]
+    sick["seed"] = NOT_FINITE
+    ended = {}
+
+    def check(body, got) -> None:
+        if body is sick:
+            ended["sick"] = (got.error, len(got.token_ids) < len(oracle_of_sick))
+        else:
+            oracle.check(body, got)
+
+    with Scene(fleet, oracle, [sick, *sound], check):
+        pass
+    assert ended == {"sick": ("engine_failure", True)}
+    assert all(worker.is_running for worker in fleet.workers)

@@ -44,14 +44,3 @@ def test_bulk_is_never_starved(fleet, bodies):
         assert len(answer["choices"][0]["token_ids"]) == 300
         for future in waiting:
             future.result()
-
-
-def test_a_rolling_restart_of_every_part_fails_no_request(fleet, scene):
-    with scene(count=12, num_tokens=1900) as running:
-        running.wait_for_tokens(20)
-        for member in fleet.members:
-            member.terminate()
-            member.wait()
-            member.start()
-            fleet.wait_until_ready()
-    assert all(member.exits[-1] == 0 for member in fleet.members)

@@ -1,8 +1,15 @@
 """Workers that die, stop and come back: their streams go on as if nothing had been."""
 
 import signal
+import sys
 
+import pytest
+
+from tests.faults.conftest import LEASE_S
 from tests.fleet.waiting import wait_until
+
+SLACK_S = 5.0
+"""That a busy machine may add to what is promised."""
 
 
 def resumed(fleet) -> float:
@@ -121,3 +128,22 @@ def test_all_dead_then_back(scene, fleet):
         fleet.repair()
     assert [worker.exits[-1] for worker in fleet.workers] == [-signal.SIGKILL] * 2
     assert resumed(fleet) > before
+
+
+@pytest.mark.parametrize(
+    ("stop", "promised_s"),
+    [("kill", 1.0), ("terminate", 1.0), ("pause", LEASE_S + 1.0)],
+)
+def test_no_stream_is_silent_for_long(scene, fleet, capsys, stop, promised_s):
+    """Others take over at once from one that is dead or says goodbye, after its lease from one that is mute."""
+    victim, before = fleet.workers[0], resumed(fleet)
+    with scene(count=4) as running:  # a worker has two: more suspects than that would wait for one another
+        running.wait_for_tokens(20)
+        getattr(victim, stop)()
+        assert running.num_unfinished() > 0
+        wait_until(lambda: running.num_unfinished() == 0, "the other one has finished everything")
+    longest = max(got.longest_silence_s for got in running.streams)
+    with capsys.disabled():
+        sys.stdout.write(f"\nlongest silence after {stop}: {longest:.2f} s\n")
+    assert resumed(fleet) > before
+    assert longest < promised_s + SLACK_S

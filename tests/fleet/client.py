@@ -32,6 +32,8 @@ class Streamed:
     """What has come of one stream of one choice; a token that comes twice, or not in its place, fails at once."""
 
     id: str | None = None
+    url: str = ""
+    """Of the gateway where it was last read."""
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str | None = None
@@ -44,6 +46,9 @@ class Streamed:
     """Of the last frame."""
     num_breaks: int = 0
     """How often its connection broke, or a gateway sent it away, before it was whole."""
+    longest_silence_s: float = 0.0
+    """Between two frames."""
+    _heard_at: float | None = None
 
     def take(self, event_id: str | None, data: str) -> None:
         """Add an event."""
@@ -55,6 +60,7 @@ class Streamed:
             self.error = frame["error"]["code"]
             return
         assert self.finish_reason is None, f"a frame after the end: {data}"
+        self._listen()
         self.token_ids += frame["token_ids"]
         self.finish_reason = frame["finish_reason"]
         self.id = self.id or frame["id"]
@@ -71,6 +77,12 @@ class Streamed:
         assert self.finish_reason is not None
         assert self.usage is not None
         assert self.usage["completion_tokens"] == len(self.token_ids)
+
+    def _listen(self) -> None:
+        now = time.monotonic()
+        if self._heard_at is not None:
+            self.longest_silence_s = max(self.longest_silence_s, now - self._heard_at)
+        self._heard_at = now
 
 
 class Client:
@@ -129,12 +141,17 @@ class Client:
         got = Streamed() if got is None else got
         headers = {"Idempotency-Key": uuid.uuid4().hex} if outlives_client else {}
         until = time.monotonic() + PATIENCE_S
+        lacking: set[str] = set()
         for url in itertools.cycle(self.urls):
             try:
                 if self._read(url, body, headers, got, on_frame):
                     return got
             except httpx.TransportError:
                 pass
+            except Refused as refusal:
+                lacking.add(url)
+                if refusal.status != 404 or lacking >= set(self.urls):  # else another may have its revision
+                    raise
             got.num_breaks += 1
             assert time.monotonic() < until, f"{got.id}: no end after {len(got.token_ids)} tokens ({got.error})"
             time.sleep(RETRY_S)
@@ -151,7 +168,7 @@ class Client:
         self, url: str, body: Body, headers: dict[str, str], got: Streamed, on_frame: Callable[[Streamed], object]
     ) -> bool:
         """Read on over one connection; return whether the stream is over."""
-        got.error, got.is_whole = None, False
+        got.url, got.error, got.is_whole = url, None, False
         if got.id is None:
             opened = self._http.stream("POST", f"{url}/generate", json={**body, "stream": True}, headers=headers)
         else:

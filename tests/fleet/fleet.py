@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -104,16 +105,18 @@ class Fleet:
         self._sizes = {"gateway": num_gateways, "worker": num_workers}
         self._options = {"gateway": gateway_options, "worker": worker_options}
         self._modules = {"gateway": "service", "worker": worker_module}
+        self._num_started: Counter[str] = Counter()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as self._stack:
             if self._redis is not None:
-                stack.enter_context(self._redis)
-            self.gateways = [self._add(stack, "gateway", at) for at in range(self._sizes["gateway"])]
-            self.workers = [self._add(stack, "worker", at) for at in range(self._sizes["worker"])]
+                self._stack.enter_context(self._redis)
+            for verb, size in self._sizes.items():
+                for _ in range(size):
+                    self.add(verb)
             self.wait_until_ready()
-            self._stack = stack.pop_all()
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -138,6 +141,27 @@ class Fleet:
     def client(self) -> Client:
         """Return one that may ask every gateway."""
         return Client(self.urls)
+
+    def add(self, verb: str, checkpoint: Path | None = None) -> Member:
+        """Start one more `gateway` or `worker`; of another `checkpoint`, under the same name."""
+        queue, proxy = self._queue or self.redis.url, None
+        if self._is_proxied and self._redis is not None:
+            proxy = self._stack.enter_context(Proxy(self.redis.port))
+            queue = f"redis://{HOST}:{proxy.port}/0"
+        model = f"--model={MODEL}={checkpoint or self._checkpoint}"
+        command = [self._modules[verb], verb, f"--queue={queue}", model, *LOGGING, *self._options[verb]]
+        member = Member(f"{verb}-{self._num_started[verb]}", verb, self.folder, command, proxy)
+        self._num_started[verb] += 1
+        (self.gateways if verb == "gateway" else self.workers).append(self._stack.enter_context(member))
+        return member
+
+    def retire(self, member: Member, *, hurried: bool = False) -> None:
+        """End one for good: SIGTERM, and return when it has drained; `hurried`: SIGTERM until it has ended."""
+        (self.gateways if member in self.gateways else self.workers).remove(member)
+        member.terminate()
+        while hurried and member.is_running:
+            member.terminate()
+        wait_until(lambda: not member.is_running, lambda: f"{member.name} ends\n{member.tail()}")
 
     def repair(self) -> None:
         """Make everything whole again: what is dead lives, what is paused goes on, every network is a good one."""
@@ -204,15 +228,6 @@ class Fleet:
     def memory(self) -> dict[int, int]:
         """Return the bytes that each member occupies, by process id."""
         return {member.pid: member.usage.memory_info().rss for member in self.members if member.is_running}
-
-    def _add(self, stack: contextlib.ExitStack, verb: str, number: int) -> Member:
-        queue, proxy = self._queue or self.redis.url, None
-        if self._is_proxied and self._redis is not None:
-            proxy = stack.enter_context(Proxy(self.redis.port))
-            queue = f"redis://{HOST}:{proxy.port}/0"
-        command = [self._modules[verb], verb, f"--queue={queue}", f"--model={MODEL}={self._checkpoint}", *LOGGING]
-        member = Member(f"{verb}-{number}", verb, self.folder, [*command, *self._options[verb]], proxy)
-        return stack.enter_context(member)
 
     def _is_ready(self, gateway: Member) -> bool:
         for member in self.members:

