@@ -25,6 +25,8 @@ class Entry:
     """Number in the order of all submissions."""
     max_attempts: int
     epoch: int = 0
+    claimed_at: int = 0
+    """Tokens that were logged when its worker claimed it."""
     attempts: int = 0
     """Workers that died with it, by proof."""
     cancelled: bool = False
@@ -76,6 +78,7 @@ class Entry:
         """Hand it to `worker`, with all that was logged."""
         self.worker = worker
         self.epoch += 1
+        self.claimed_at = len(self.log)
         if self.queued_s is None:
             self.queued_s = now - self.submitted
         return Claim(request=self.request, epoch=self.epoch, token_ids=tuple(self.log))

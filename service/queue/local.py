@@ -13,7 +13,7 @@ from service.protocol import Claim, DeadRequest, Emission, EmitStatus, End, Idem
 from service.queue.answers import Answers
 from service.queue.drain_rate import DrainRate
 from service.queue.entry import Entry
-from service.queue.quarantine import MAX_DEAD, dead_request, given_up
+from service.queue.quarantine import MAX_DEAD, dead_request, given_up, is_cleared
 from service.queue.waiting import Waiting
 from service.queue.watch import watch
 from service.queue.workers import Workers
@@ -245,6 +245,9 @@ class LocalQueue:
             entry.append(emission)
             if emission.end is not None:
                 self._finish(entry, emission.end)
+            elif is_cleared(entry):
+                entry.attempts = 0
+                self._workers.wake()
             return EmitStatus.OK
         if emission.end is None and entry.holds(emission):
             return EmitStatus.OK

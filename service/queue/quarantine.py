@@ -9,7 +9,10 @@
    that asks is reserved, and gets nothing more until it is empty and takes it; nor while it holds it. So whatever dies
    then, dies of this request. A model's revision has one reserved worker at a time. The reservation falls when the
    worker is gone or claims no more, and when a last chance of this revision is taken or ends.
-4. With `max_attempts` it is *dead*: it ends in an error, its prompt is forgotten at once, and what else is known of it
+4. A suspect that has made `CLEARED_AFTER` tokens with one worker is ordinary again, with no attempt: what kills workers
+   dies where it died before, at most a few tokens on, for those that were never logged. So after a death the innocent
+   wait for one another for moments only.
+5. With `max_attempts` it is *dead*: it ends in an error, its prompt is forgotten at once, and what else is known of it
    is kept for whoever looks into it, of the last `MAX_DEAD`.
 
 So one claim is: nothing for one who holds a last chance; else the last chance that waits, as 3. says; else suspects
@@ -23,6 +26,8 @@ from service.protocol import DeadRequest, End
 from service.queue.entry import Entry, Served
 from service.queue.workers import Worker
 
+CLEARED_AFTER = 32
+"""Tokens; more than a worker gathers before it sends them."""
 MAX_DEAD = 1000
 """Requests of which is kept that they were given up."""
 QUARANTINE_ERROR = " workers died with this request: it is given up"
@@ -79,6 +84,11 @@ class Suspects:
         if reserved is None or not reserved.models:
             reserved = self._reserved[served] = worker
         return reserved
+
+
+def is_cleared(entry: Entry) -> bool:
+    """Return whether a suspect has shown that it does not kill its worker where another died."""
+    return entry.is_suspect and len(entry.log) - entry.claimed_at >= CLEARED_AFTER
 
 
 def given_up(entry: Entry) -> End | None:

@@ -18,10 +18,11 @@ from hypothesis.stateful import (
 from service.errors import BadRequest, QueueFull
 from service.protocol import Emission, EmitStatus, End, Idempotency, Request
 from service.queue.fairness import FairLine, next_of
+from service.queue.quarantine import CLEARED_AFTER
 
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
 STOP = End(finish_reason="stop")
-TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=4).map(tuple)
+TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=4).map(tuple) | st.just(tuple(range(CLEARED_AFTER)))
 PICK = st.integers(0, 1000)
 TENANTS = st.sampled_from(["a", "a", "b", "c"])
 MODELS = st.sampled_from([["tiny"], ["tiny"], ["tiny", "big"], ["big", "tiny"]])
@@ -48,6 +49,7 @@ class Model:
     log: list[int] = field(default_factory=list)
     epoch: int = 0
     attempts: int = 0
+    claimed_at: int = 0
     cancelled: bool = False
     holder: object = None
     finish_reason: str | None = None
@@ -199,7 +201,7 @@ class Machine(RuleBasedStateMachine):
             assert claim.epoch > model.epoch
             assert list(claim.token_ids) == model.log
             self.resumed += model.epoch > 0
-            model.epoch, model.holder = claim.epoch, worker
+            model.epoch, model.holder, model.claimed_at = claim.epoch, worker, len(model.log)
             self.claims.append((worker, claim))
 
     @precondition(lambda self: self.workers)
@@ -230,6 +232,8 @@ class Machine(RuleBasedStateMachine):
             model.log += token_ids
             if ends:
                 self.end(model, "stop")
+            elif len(model.log) - model.claimed_at >= CLEARED_AFTER:
+                model.attempts = 0
 
     @precondition(lambda self: self.running())
     @rule(pick=PICK, token_ids=TOKENS.filter(bool), back=st.integers(1, 4))

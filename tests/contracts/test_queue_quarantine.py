@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from service.protocol import DeadRequest, Emission, EmitStatus, End
+from service.queue.quarantine import CLEARED_AFTER
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
@@ -260,3 +261,21 @@ def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(home, submit
     finish(worker, claims)
     thread.join(20)
     assert ids(later) == ["o1"]
+
+
+def test_a_suspect_that_goes_on_for_long_is_none_any_more(home, submit):
+    submit(home, "s1 s2")
+    let_die(home, "s1 s2", deaths=2)
+    submit(home, "o")
+    worker = home.worker()
+    [claim] = worker.claim(8, 0)
+    assert worker.emit([emission(claim, *range(CLEARED_AFTER - 1))]) == [OK]
+    assert worker.claim(8, 0) == []
+    more = Emission(id=claim.request.id, epoch=claim.epoch, base=CLEARED_AFTER - 1, token_ids=(1,))
+    assert worker.emit([more]) == [OK]
+    other = home.worker()
+    assert ids(other.claim(8, 0)) == ["s2"]
+    assert ids(worker.claim(8, 0)) == ["o"]
+    home.kill(worker)
+    heir = home.worker()
+    assert ids(heir.claim(8, 0)) == ["s1", "o"]

@@ -12,7 +12,7 @@ import redis
 import redis.asyncio
 
 from service.queue.fairness import PATIENCE_S
-from service.queue.quarantine import MAX_DEAD, QUARANTINE_ERROR
+from service.queue.quarantine import CLEARED_AFTER, MAX_DEAD, QUARANTINE_ERROR
 
 PREFIX = "mg1:{m0}"
 """Before every key. A new layout of keys or of messages gets a new number: two releases never read each other's."""
@@ -33,6 +33,7 @@ def library() -> tuple[str, str]:
     patience = ", ".join(f"{priority} = {seconds}" for priority, seconds in PATIENCE_S.items())
     constants = [
         f"local PATIENCE = {{{patience}}}",
+        f"local CLEARED_AFTER = {CLEARED_AFTER}",
         f"local MAX_DEAD = {MAX_DEAD}",
         f"local QUARANTINE_ERROR = {json.dumps(QUARANTINE_ERROR)}",
         f"local EMPTY_REVISIONS = '\\{msgspec.msgpack.encode([])[0]}'",

@@ -42,7 +42,8 @@ local function hand_over(r, worker)
   leave_line(r, true)
   r.epoch = r.epoch + 1
   local queued = r.queued ~= '' and r.queued or NOW - r.submitted
-  local pass = table.concat({worker .. ':' .. r.epoch, r.deadline, r.gateways}, ' ')
+  local cleared_at = r.attempts > 0 and call('STRLEN', P .. ':t:' .. r.id) / 4 + CLEARED_AFTER or '-'
+  local pass = table.concat({worker .. ':' .. r.epoch, r.deadline, cleared_at, r.gateways}, ' ')
   call('HSET', P .. ':r:' .. r.id, 'epoch', r.epoch, 'worker', worker, 'queued', queued, 'pass', pass)
   call('SADD', P .. ':own:' .. worker, r.id)
   keep_shared(P .. ':own:' .. worker)
@@ -222,15 +223,28 @@ end
 local MAX_PASSES = 10000
 local passes, num_passes = {}, 0 -- what was read of the texts of passes, which stay the same from token to token
 
--- What lets an emission pass, as long as it runs: its fence, "<worker>:<epoch>", its deadline and its gateways.
+-- What lets an emission pass, as long as it runs: its fence, "<worker>:<epoch>", its deadline, the token at which it is
+-- no suspect any more ("-": it is none), and its gateways.
 local function read_pass(text)
-  local fence, deadline, gateways = string.match(text, '(%S+) (%S+) (.*)')
-  local pass = {fence = fence, deadline = tonumber(deadline), gateways = words(gateways or '')}
+  local fence, deadline, cleared_at, gateways = string.match(text, '(%S+) (%S+) (%S+) (.*)')
+  local pass = {fence = fence, deadline = tonumber(deadline), cleared_at = tonumber(cleared_at)}
+  pass.gateways = words(gateways or '')
   if num_passes == MAX_PASSES then
     passes, num_passes = {}, 0
   end
   passes[text], num_passes = pass, num_passes + 1
   return pass
+end
+
+-- Let a suspect be an ordinary request again, and let its worker know that there may be room for others.
+local function clear(id)
+  local r = load(id)
+  if r.worker ~= '' then
+    call('HDEL', P .. ':w:' .. r.worker, 'alone')
+    local pass = table.concat({r.worker .. ':' .. r.epoch, r.deadline, '-', r.gateways}, ' ')
+    call('HSET', P .. ':r:' .. id, 'attempts', 0, 'pass', pass)
+    call('PUBLISH', P .. ':work', r.line)
+  end
 end
 
 local function emit_one(id, fence, base, tokens, update, beside, news)
@@ -253,6 +267,9 @@ local function emit_one(id, fence, base, tokens, update, beside, news)
   end
   if update ~= '' then
     note(news, pass.gateways, update)
+  end
+  if pass.cleared_at and base + #tokens / 4 >= pass.cleared_at then
+    clear(id)
   end
   return 'O'
 end
