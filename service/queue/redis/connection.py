@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import redis
@@ -12,12 +12,10 @@ from service.errors import Unavailable
 from service.queue.redis.address import CONNECTION_ERRORS, Address
 from service.queue.redis.library import Argument, call_async
 
-ANSWER_WITHIN_S = 0.5
-"""Seconds in which the server should answer."""
-PONG_WITHIN_S = 0.4
-"""Seconds in which one that has not must answer at least a ping, or it counts as away."""
+ANSWER_WITHIN_S = 1.0
+"""Seconds in which the server must answer: half of it the call, or from then on at least a ping."""
 PATIENCE_S = 5.0
-"""Seconds that one which answers pings has for the call, asked again: it has much to do."""
+"""Seconds that a call may take of a server that answers pings: it has much to do."""
 TICK_S = 0.05
 """In steps of so many seconds they are waited for, each a turn of the loop: one that lags reads what came first."""
 PROBE_EVERY_S = 1.0
@@ -53,7 +51,7 @@ class Connection:
         await self.client.aclose()
 
     async def call(self, verb: str, *args: Argument) -> Any:  # noqa: ANN401 - as Redis answers
-        """Call a verb, and once more if the connection broke or the server is slow: every verb says the same twice.
+        """Call a verb, and once more if the connection broke: every verb says the same twice.
 
         Raises:
             redis.OutOfMemoryError: the server takes nothing new.
@@ -62,11 +60,11 @@ class Connection:
         if self.is_down:
             raise self.unavailable()
         try:
-            with contextlib.suppress(TimeoutError):
-                return await self._ask(verb, args, ANSWER_WITHIN_S)
-            async with _time_limit(PONG_WITHIN_S):
-                await self.client.ping()
-            return await self._ask(verb, args, PATIENCE_S)
+            async with _Patience(self.client.ping), self._turns:
+                try:
+                    return await self._try(verb, args)
+                except CONNECTION_ERRORS:
+                    return await self._try(verb, args)
         except redis.OutOfMemoryError:
             raise
         except (redis.RedisError, OSError, TimeoutError) as error:
@@ -98,13 +96,6 @@ class Connection:
         """Return the error of a server that is away."""
         return Unavailable("the queue cannot be reached; retry shortly", retry_after_s=PROBE_EVERY_S)
 
-    async def _ask(self, verb: str, args: Sequence[Argument], within_s: float) -> Any:  # noqa: ANN401 - as Redis answers
-        async with _time_limit(within_s), self._turns:
-            try:
-                return await self._try(verb, args)
-            except CONNECTION_ERRORS:
-                return await self._try(verb, args)
-
     async def _try(self, verb: str, args: Sequence[Argument]) -> Any:  # noqa: ANN401 - as Redis answers
         try:
             return await call_async(self.client, verb, args)
@@ -121,7 +112,7 @@ class Connection:
     async def _probe(self) -> None:
         while self.is_down:
             with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
-                async with _time_limit(ANSWER_WITHIN_S):
+                async with _Patience(self.client.ping):
                     await self._try("stats", ())
                 self.is_down = False
                 break
@@ -129,22 +120,39 @@ class Connection:
         logger.info("the queue at %s is back", self.address)
 
 
-@contextlib.asynccontextmanager
-async def _time_limit(seconds: float) -> AsyncIterator[None]:
-    """Raise `TimeoutError` after `seconds` in which the loop has turned; its own lag is nobody's silence."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
+class _Patience:
+    """Raises `TimeoutError` within when a server is silent for too long; the loop's own lag is nobody's silence.
 
-    def tick(ticks_left: int) -> None:
-        nonlocal timer
-        if ticks_left == 0:
-            limit.reschedule(loop.time())
-        else:
-            timer = loop.call_later(TICK_S, tick, ticks_left - 1)
+    Args:
+        ping: Asks the server for a word, at half time.
+    """
 
-    async with asyncio.timeout(None) as limit:
-        timer = loop.call_later(TICK_S, tick, round(seconds / TICK_S) - 1)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def __init__(self, ping: Callable[[], Awaitable[object]]) -> None:
+        self._ping = ping
+        self._ticks_left = round(ANSWER_WITHIN_S / TICK_S)
+        self._pinging: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = await asyncio.timeout(None).__aenter__()
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    async def __aexit__(self, *error: Any) -> None:  # noqa: ANN401 - the usual three
+        self._timer.cancel()
+        if self._pinging is not None:
+            self._pinging.cancel()
+        await self._limit.__aexit__(*error)
+
+    def _tick(self) -> None:
+        self._ticks_left -= 1
+        if self._ticks_left == 0:
+            self._limit.reschedule(self._loop.time())
+            return
+        if self._pinging is None and self._ticks_left <= ANSWER_WITHIN_S / TICK_S / 2:
+            self._pinging = self._loop.create_task(self._listen_for_life())
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    async def _listen_for_life(self) -> None:
+        with contextlib.suppress(redis.RedisError, OSError, RuntimeError):
+            await self._ping()
+            self._ticks_left = round(PATIENCE_S / TICK_S)
