@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -72,6 +73,7 @@ def worker(
     """Compute for the gateways behind --queue; `serve` starts workers of its own."""
     options = dict(locals())
     start_process(log_level, log_format)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what is loaded meanwhile may swallow an exception
     gather_s = WORKER.gather_s if queue.startswith(SCHEME) else GATHER_IN_REDIS_S
     worker_settings = parse_settings(WorkerSettings, options | {"gather_s": gather_s})
     engine_settings = parse_settings(EngineSettings, options)

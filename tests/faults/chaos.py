@@ -106,8 +106,9 @@ class Disturber:
     def _end(self, program: Program) -> bool:
         if not program.is_running:
             return False
+        life = len(program.exits)  # before, for one that has just begun ends at once, and is started again
         program.terminate()
-        return program.wait() in (0, 1)
+        return program.wait(life) in (0, 1)
 
     def _stop(self, program: Program, seconds: float) -> bool:
         if not program.is_running:

@@ -97,9 +97,9 @@ class Program:
         """Ask it to end: SIGTERM."""
         self.signal(signal.SIGTERM)
 
-    def wait(self) -> int:
-        """Return its exit status once it has ended."""
-        lives = len(self.exits)
+    def wait(self, life: int | None = None) -> int:
+        """Return the exit status of this life, the present one by default, once it has ended."""
+        lives = len(self.exits) if life is None else life
         wait_until(lambda: not self.is_running or len(self.exits) > lives, lambda: f"{self.name} ends\n{self.tail()}")
         return self.exits[lives]
 

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -50,6 +51,16 @@ def test_while_it_waits_for_its_queue_it_may_be_told_to_go(start_worker):
         worker.terminate()
         assert worker.wait() == 0
         assert "hidden-word" not in worker.words()
+        assert "Traceback" not in worker.words()
+
+
+@pytest.mark.parametrize("library", ["libtorch_cpu", "libtorch_python"])
+def test_while_it_loads_it_may_be_told_to_go(start_worker, library):
+    with start_worker("redis://127.0.0.1:1/0", 0) as worker:
+        maps = Path(f"/proc/{worker.pid}/maps")
+        wait_until(lambda: library in maps.read_text(), "it loads torch")
+        worker.terminate()
+        assert worker.wait() == 0
         assert "Traceback" not in worker.words()
 
 
