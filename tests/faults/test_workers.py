@@ -130,6 +130,7 @@ def test_all_dead_then_back(scene, fleet):
     assert resumed(fleet) > before
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("stop", "promised_s"),
     [("kill", 1.0), ("terminate", 1.0), ("pause", LEASE_S + 1.0)],
