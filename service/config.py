@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from service.errors import SettingError
-from training.config import Settings, require
+from training.settings import Settings, require
 
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]

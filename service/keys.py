@@ -19,7 +19,7 @@ import msgspec
 
 from service.config import parse_settings
 from service.errors import SettingError
-from training.config import Settings, require
+from training.settings import Settings, require
 
 PREFIX = "mg_"
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")

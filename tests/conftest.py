@@ -18,7 +18,8 @@ import torch
 from service.protocol import Request, SamplingParams
 from tests.fleet.redis_server import RedisServer, find_programs
 from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, ModelConfig, TrainConfig
+from training.config import BudgetConfig, TrainConfig
+from training.model_config import GPTConfig
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
@@ -60,7 +61,7 @@ def make_gpt(tokenizer: CharTokenizer) -> Callable[..., GPT]:
 
     def make(seed: int = 0, **shape: object) -> GPT:
         small = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 32}
-        model = GPT(ModelConfig(**(small | shape)))  # type: ignore[arg-type]
+        model = GPT(GPTConfig(**(small | shape)))  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from training.config import Settings
 from training.errors import CheckpointError
+from training.settings import Settings
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, TOKENIZER, MANIFEST = "model.safetensors", "config.json", "tokenizer.json", "manifest.json"

@@ -8,10 +8,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from training.config import Settings, TrainConfig
+from training.config import TrainConfig
 from training.errors import TrainingError
 from training.models.gpt import GPT
 from training.optim import Average, Optimizer
+from training.settings import Settings
 
 
 class ResumeState(Settings, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from training.config import ModelConfig
+from training.model_config import GPTConfig
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
@@ -29,7 +29,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         return weights + batch * self.kv_bytes * (prompt_tokens + max_tokens / 2)
 
 
-def count_costs(config: ModelConfig, dtype: str) -> Costs:
+def count_costs(config: GPTConfig, dtype: str) -> Costs:
     """Count for a model of the Qwen3 layout, or any other (without its biases).
 
     Args:

@@ -12,8 +12,8 @@ from torch import Tensor
 from service.bench.options import GgufType
 from service.errors import SettingError
 from training.checkpoint import load_checkpoint
-from training.config import ModelConfig
 from training.manifest import TOKENIZER, resolve_checkpoint
+from training.model_config import GPTConfig
 from training.models.layouts import is_portable
 from training.tokenizers.base import Tokenizer
 
@@ -58,7 +58,7 @@ def write_gguf(checkpoint: Path, file: Path, weights: GgufType) -> None:
     aside.replace(file)
 
 
-def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+def _add_shape(writer: gguf.GGUFWriter, config: GPTConfig) -> None:
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.n_embd)
     writer.add_block_count(config.n_layer)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.config import ModelConfig
 from training.data.batches import Batch
+from training.model_config import GPTConfig
 from training.models.base import DecodeState
 from training.models.gpt import GPT
 from training.objectives import cross_entropy
@@ -27,9 +27,9 @@ GRAD_CLIP = 1.0
 INITIAL_STD = 0.02
 
 
-def nanogpt_config(vocab_size: int) -> ModelConfig:
+def nanogpt_config(vocab_size: int) -> GPTConfig:
     """Return the shape."""
-    return ModelConfig(
+    return GPTConfig(
         vocab_size=vocab_size,
         context_length=64,
         n_layer=4,
@@ -48,7 +48,7 @@ def nanogpt_config(vocab_size: int) -> ModelConfig:
 class FusedAttention(nn.Module):
     """nanoGPT's `CausalSelfAttention`: one product for queries, keys and values, and torch's fused attention."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
@@ -62,7 +62,7 @@ class FusedAttention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
-def make_nanogpt(config: ModelConfig, generator: torch.Generator) -> GPT:
+def make_nanogpt(config: GPTConfig, generator: torch.Generator) -> GPT:
     """Return nanoGPT's model of this shape, freshly initialized."""
     model = GPT(config, generator)
     for block in model.model.layers:

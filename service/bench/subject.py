@@ -15,8 +15,9 @@ from service.config import parse_settings
 from service.errors import SettingError
 from service.protocol import Request, SamplingParams
 from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, ModelConfig, TrainConfig
+from training.config import BudgetConfig, TrainConfig
 from training.manifest import CONFIG, TOKENIZER, resolve_checkpoint
+from training.model_config import GPTConfig
 from training.models.gpt import GPT
 from training.models.layouts import from_hf_config
 from training.tokenizers.base import Tokenizer
@@ -40,7 +41,7 @@ class Subject:
     folder: Path
     """Its checkpoint."""
     tokenizer: Tokenizer
-    config: ModelConfig
+    config: GPTConfig
     prompt_tokens: int
     max_tokens: int
 
@@ -108,8 +109,8 @@ def open_subject(model: Path | str, vocab_size: int, *, prompt_tokens: int, max_
         )
 
 
-def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
-    """Return the model that `LAYERSxWIDTH` means: heads of 64, the rest as in `ModelConfig`.
+def read_shape(shape: str, vocab_size: int, context_length: int) -> GPTConfig:
+    """Return the model that `LAYERSxWIDTH` means: heads of 64, the rest as in `GPTConfig`.
 
     Raises:
         SettingError: it means none.
@@ -128,7 +129,7 @@ def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
         "vocab_size": vocab_size,
         "context_length": max(MIN_CONTEXT, context_length),
     }
-    return parse_settings(ModelConfig, fields)
+    return parse_settings(GPTConfig, fields)
 
 
 def save_random(parent: Path, shape: str, vocab_size: int, context_length: int) -> Path:

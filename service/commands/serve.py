@@ -44,8 +44,8 @@ from service.config import EngineSettings, GatewaySettings, QueueSettings, Worke
 from service.queue.link import queue_url
 from service.queue.local import LocalQueue
 from service.serving import listen, serve_models
-from training.config import Settings
 from training.manifest import read_manifest
+from training.settings import Settings
 
 
 def serve(

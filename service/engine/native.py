@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from service.engine.kernels.arena import Arena
 from service.engine.kernels.library import PAGE_SIZE, Layer, Linear, Model, Step, best_level, load_kernels
 from service.engine.scheduler import Work
-from training.config import ModelConfig
+from training.model_config import GPTConfig
 from training.models.attention import rotary_table
 from training.models.gpt import GPT
 from training.models.layouts import is_portable
@@ -157,7 +157,7 @@ class NativeRunner:
         self._kept.append(self._arena.copy(tensor))
         return self._kept[-1].data_ptr()
 
-    def _make_scratch(self, config: ModelConfig, num_tokens: int) -> dict[str, Tensor]:
+    def _make_scratch(self, config: GPTConfig, num_tokens: int) -> dict[str, Tensor]:
         heads, context = config.n_head * config.head_width, self._model.max_context
         each = {
             "x": config.n_embd,

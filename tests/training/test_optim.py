@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.config import ModelConfig, OptimConfig
+from training.config import OptimConfig
+from training.model_config import GPTConfig
 from training.models.gpt import GPT
 from training.muon import NEWTON_SCHULZ_STEPS, Muon, orthogonalize
 from training.optim import Average, Optimizer, schedule
@@ -53,7 +54,7 @@ def test_stacked_matrices_move_as_torchs_muon_moves_each() -> None:
 
 
 def test_every_weight_has_one_owner_and_norms_no_decay() -> None:
-    model = GPT(ModelConfig(vocab_size=20, n_layer=1, n_head=2, n_embd=16))
+    model = GPT(GPTConfig(vocab_size=20, n_layer=1, n_head=2, n_embd=16))
     optimizer = Optimizer(model, OptimConfig(weight_decay=0.1))
     owned = [
         (id(parameter), group["weight_decay"])
@@ -67,7 +68,7 @@ def test_every_weight_has_one_owner_and_norms_no_decay() -> None:
 
 
 def test_clipping_bounds_the_gradient() -> None:
-    model = GPT(ModelConfig(vocab_size=20, n_layer=1, n_head=2, n_embd=16))
+    model = GPT(GPTConfig(vocab_size=20, n_layer=1, n_head=2, n_embd=16))
     optimizer = Optimizer(model, OptimConfig(grad_clip=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

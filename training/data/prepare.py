@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from training.config import DataConfig, Settings
+from training.config import DataConfig
 from training.data.corpus import Corpus
 from training.errors import CorpusError, TokenizerError
 from training.manifest import sha256_of
+from training.settings import Settings
 from training.tokenizers.base import Tokenizer
 from training.tokenizers.loading import load_tokenizer, train_tokenizer
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.config import ModelConfig
+from training.model_config import GPTConfig
 from training.models.base import DecodeState
 from training.models.norms import RMSNorm
 
@@ -63,7 +63,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class CausalSelfAttention(nn.Module):
     """Project to queries, keys and values, attend to the past, project back."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_width

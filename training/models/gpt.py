@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.config import ModelConfig
+from training.model_config import GPTConfig
 from training.models.attention import CausalSelfAttention, rotary_table
 from training.models.base import DecodeState, KVSpec
 from training.models.norms import make_norm
@@ -18,7 +18,7 @@ from training.models.norms import make_norm
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202), or GPT-2's two layers with GELU in between."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
         if self.gated:
@@ -36,7 +36,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward, each normalized before and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = make_norm(config)
         self.self_attn = CausalSelfAttention(config, layer)
@@ -53,7 +53,7 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embeddings, blocks and the last norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = _make_embedding(config.vocab_size, config.n_embd)
@@ -87,7 +87,7 @@ class GPT(nn.Module):
         generator: Source of the initial weights; None: torch's own.
     """
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, config: GPTConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config)

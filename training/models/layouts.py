@@ -6,19 +6,19 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from training.config import ModelConfig
 from training.errors import CheckpointError
+from training.model_config import GPTConfig
 
 OWN_MODEL_TYPE = "minigpt"
 _QWEN3 = {"position": "rope", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "bias": False}
 
 
-def is_portable(config: ModelConfig) -> bool:
+def is_portable(config: GPTConfig) -> bool:
     """Tell whether `config` is exactly the Qwen3 layout, which transformers, vLLM and llama.cpp load."""
     return all(getattr(config, field) == value for field, value in _QWEN3.items())
 
 
-def to_hf_config(config: ModelConfig, dtype: str, end_of_text_id: int) -> dict[str, Any]:
+def to_hf_config(config: GPTConfig, dtype: str, end_of_text_id: int) -> dict[str, Any]:
     """Return the content of `config.json`.
 
     Args:
@@ -54,7 +54,7 @@ def to_hf_config(config: ModelConfig, dtype: str, end_of_text_id: int) -> dict[s
     }
 
 
-def from_hf_config(data: Mapping[str, Any]) -> ModelConfig:
+def from_hf_config(data: Mapping[str, Any]) -> GPTConfig:
     """Return the shape that a `config.json` describes.
 
     Raises:
@@ -63,9 +63,9 @@ def from_hf_config(data: Mapping[str, Any]) -> ModelConfig:
     model_type = data.get("model_type")
     try:
         if model_type == OWN_MODEL_TYPE:
-            return msgspec.convert(data["model"], ModelConfig)
+            return msgspec.convert(data["model"], GPTConfig)
         if model_type == "qwen3":
-            return msgspec.convert(_from_qwen3(data), ModelConfig)
+            return msgspec.convert(_from_qwen3(data), GPTConfig)
     except KeyError as error:
         raise CheckpointError(f"config.json: field {error} is missing") from error
     except msgspec.ValidationError as error:
@@ -92,9 +92,9 @@ def _from_qwen3(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def gpt2_config(data: Mapping[str, Any]) -> ModelConfig:
+def gpt2_config(data: Mapping[str, Any]) -> GPTConfig:
     """Return the shape of a Hugging Face GPT-2 `config.json`."""
-    return ModelConfig(
+    return GPTConfig(
         vocab_size=data["vocab_size"],
         context_length=data["n_positions"],
         n_layer=data["n_layer"],

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.config import ModelConfig
+from training.model_config import GPTConfig
 
 
 class RMSNorm(nn.Module):
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
+def make_norm(config: GPTConfig) -> nn.Module:
     """Return the norm that `config.norm` names, over the width of the residual stream."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.n_embd, config.norm_eps)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, ModelConfig, TrainConfig
+from training.config import BudgetConfig, TrainConfig
+from training.model_config import GPTConfig
 from training.models.attention import causal_attention
 from training.models.gpt import GPT
 from training.models.layouts import from_hf_config, gpt2_config, gpt2_weights, to_hf_config
@@ -69,7 +70,7 @@ def test_attention_is_the_same_with_and_without_gradient() -> None:
 
 
 def test_a_new_model_knows_nothing_and_every_weight_learns(tokenizer: CharTokenizer) -> None:
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=32, context_length=64)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=32, context_length=64)
     model = GPT(config, torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     ids = tokens(model, (4, 33))
@@ -86,7 +87,7 @@ def test_a_new_model_knows_nothing_and_every_weight_learns(tokenizer: CharTokeni
 
 
 def test_same_generator_same_weights(tokenizer: CharTokenizer) -> None:
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16)
     first, second = (GPT(config, torch.Generator().manual_seed(3)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
