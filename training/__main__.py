@@ -52,9 +52,9 @@ def _train_config(preset: str, overrides: list[str], resumed: Path | None) -> Tr
 
     saved = read_resume_state(resumed / "resume.safetensors").config
     config = override_config(saved, overrides)
-    if (config.model, config.data, config.optim.matrices) != (saved.model, saved.data, saved.optim.matrices):
+    if (config.model, config.data, config.optim.algorithm) != (saved.model, saved.data, saved.optim.algorithm):
         raise ConfigError(
-            "--resume cannot change [model], [data] or optim.matrices; start a new run with another --out"
+            "--resume cannot change [model], [data] or optim.algorithm; start a new run with another --out"
         )
     return config
 

@@ -26,7 +26,7 @@ from training.manifest import (
     resolve_checkpoint,
     sha256_of,
 )
-from training.models.gpt import GPT
+from training.models.families import AnyModel, make_model
 from training.models.layouts import from_hf_config, to_hf_config
 from training.tokenizers.base import END_OF_TEXT, Tokenizer
 from training.tokenizers.loading import load_tokenizer
@@ -37,14 +37,14 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A model with everything needed to use it."""
 
-    model: GPT
+    model: AnyModel
     tokenizer: Tokenizer
     manifest: Manifest
 
 
 def save_checkpoint(
     folder: Path,
-    model: GPT,
+    model: AnyModel,
     tokenizer: Tokenizer,
     train_config: TrainConfig,
     *,
@@ -86,7 +86,7 @@ def save_checkpoint(
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             files={name: sha256_of(aside / name) for name in (WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG)},
-            context_length=model.config.context_length,
+            context_length=model.state_spec.max_context,
             vocab_size=model.config.vocab_size,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             dtype=dtype_name,
@@ -126,21 +126,21 @@ def load_checkpoint(path: Path, *, device: str = "cpu", dtype: torch.dtype = tor
             f"{folder}: the tokenizer has {tokenizer.vocab_size} entries, the model {config.vocab_size}"
         )
     with torch.device("meta"):
-        model = GPT(config)
+        model = make_model(config)
     _load_weights(model, {name: tensor.to(dtype) for name, tensor in weights.items()}, folder)
     return Checkpoint(model=model.eval(), tokenizer=tokenizer, manifest=manifest)
 
 
-def _load_weights(model: GPT, weights: dict[str, Tensor], folder: Path) -> None:
-    if model.config.tie_embeddings:
-        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+def _load_weights(model: AnyModel, weights: dict[str, Tensor], folder: Path) -> None:
     try:
-        model.load_state_dict(weights, assign=True)
+        missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder / WEIGHTS}: does not hold the model of {CONFIG}: {reason}") from error
-    if model.config.tie_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    tied = {"lm_head.weight"} if model.config.tie_embeddings else set()
+    if wrong := sorted({*missing, *unexpected} - tied):
+        raise CheckpointError(f"{folder / WEIGHTS}: does not hold the model of {CONFIG}: {', '.join(wrong)}")
+    model.tie()
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

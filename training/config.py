@@ -12,9 +12,10 @@ from typing import Any, Literal
 import msgspec
 
 from training.errors import ConfigError
-from training.model_config import GPTConfig, ModelConfig
+from training.model_config import DEFAULT_FAMILY, GPTConfig, ModelConfig
 from training.settings import Settings, require
 
+Algorithm = Literal["muon", "adamw", "adam", "sgd", "momentum", "nesterov", "adagrad", "rmsprop"]
 BUDGET_UNITS = ("steps", "epochs", "tokens", "minutes")
 """Of these a budget gives exactly one."""
 
@@ -42,8 +43,8 @@ class DataConfig(Settings, frozen=True, kw_only=True):
 class OptimConfig(Settings, frozen=True, kw_only=True):
     """Who moves the weights, and how far."""
 
-    matrices: Literal["muon", "adamw"] = "muon"
-    """The optimizer of the hidden matrices; embeddings, head, norms and biases are always AdamW's."""
+    algorithm: Algorithm = "muon"
+    """The optimizer; with `muon` embeddings, head, norms and biases are AdamW's."""
     matrix_lr: float = 0.02
     embed_lr: float = 0.012
     head_lr: float = 0.008
@@ -185,6 +186,8 @@ def parse_config(tables: dict[str, Any], where: str) -> TrainConfig:
     Raises:
         ConfigError: unknown key, wrong type or value.
     """
+    if isinstance(model := tables.get("model", {}), dict):
+        tables = {**tables, "model": {"family": DEFAULT_FAMILY, **model}}
     try:
         return msgspec.convert(tables, TrainConfig)
     except msgspec.ValidationError as error:

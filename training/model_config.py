@@ -1,6 +1,9 @@
 """The shape of each family of models; `family` in a preset's [model] chooses one."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
 
 from training.settings import Settings, require
 
@@ -74,3 +77,13 @@ class GPTConfig(Settings, frozen=True, kw_only=True, tag_field="family", tag="gp
 
 ModelConfig = GPTConfig
 """Any of them."""
+DEFAULT_FAMILY = "gpt"
+
+
+def parse_model_config(table: Mapping[str, Any]) -> ModelConfig:
+    """Check a table as read from TOML or JSON; without `family` it is a GPT's.
+
+    Raises:
+        msgspec.ValidationError: unknown key, wrong type or value.
+    """
+    return msgspec.convert({"family": DEFAULT_FAMILY, **table}, ModelConfig)

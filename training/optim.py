@@ -1,6 +1,7 @@
 """Which optimizer moves which weight, how its rate follows the budget, and the average that is kept."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def schedule(config: OptimConfig, progress: float) -> float:
 
 
 class Optimizer:
-    """AdamW for embeddings, head, norms and biases; Muon or AdamW for the hidden matrices.
+    """Muon for the hidden matrices and AdamW for embeddings, head, norms and biases; or one of torch's for all.
 
     Args:
         model: Whose parameters to move.
@@ -42,24 +43,20 @@ class Optimizer:
         groups: dict[str, list[Tensor]] = {"matrix": [], "embed": [], "head": [], "other": []}
         for name, parameter in self._named.items():
             groups[_kind(name, parameter)].append(parameter)
-        adamw = [
+        muon = groups.pop("matrix") if config.algorithm == "muon" else []
+        rest = [
             {
                 "params": groups[kind],
                 "lr": getattr(config, f"{kind}_lr"),
                 "weight_decay": 0.0 if kind == "other" else config.weight_decay,
             }
             for kind in groups
-            if groups[kind] and not (kind == "matrix" and config.matrices == "muon")
+            if groups[kind]
         ]
-        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, betas=config.betas, fused=True)]
-        if config.matrices == "muon" and groups["matrix"]:
+        self._optimizers: list[torch.optim.Optimizer] = [_make_optimizer(rest, config)]
+        if muon:
             self._optimizers.append(
-                Muon(
-                    groups["matrix"],
-                    lr=config.matrix_lr,
-                    momentum=config.momentum,
-                    weight_decay=config.weight_decay,
-                )
+                Muon(muon, lr=config.matrix_lr, momentum=config.momentum, weight_decay=config.weight_decay)
             )
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
@@ -97,6 +94,21 @@ class Optimizer:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     yield names[id(parameter)], parameter, optimizer
+
+
+def _make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    match config.algorithm:
+        case "muon" | "adamw":
+            return torch.optim.AdamW(groups, betas=config.betas, fused=True)
+        case "adam":
+            return torch.optim.Adam(groups, betas=config.betas, fused=True)
+        case "adagrad":
+            return torch.optim.Adagrad(groups)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, alpha=config.betas[1])
+        case "sgd" | "momentum" | "nesterov" as kind:
+            momentum = 0.0 if kind == "sgd" else config.momentum
+            return torch.optim.SGD(groups, momentum=momentum, nesterov=kind == "nesterov")
 
 
 def _kind(name: str, parameter: Tensor) -> str:

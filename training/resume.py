@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.errors import TrainingError
-from training.models.gpt import GPT
+from training.models.families import AnyModel
 from training.optim import Average, Optimizer
 from training.settings import Settings
 
@@ -29,7 +29,7 @@ class ResumeState(Settings, frozen=True, kw_only=True):
     evaluations_without_best: int = 0
 
 
-def save_resume(path: Path, state: ResumeState, model: GPT, optimizer: Optimizer, average: Average | None) -> None:
+def save_resume(path: Path, state: ResumeState, model: AnyModel, optimizer: Optimizer, average: Average | None) -> None:
     """Write `state` and every tensor that the next step depends on.
 
     Raises:
@@ -65,7 +65,7 @@ def read_resume_state(path: Path) -> ResumeState:
         raise TrainingError(f"{path}: not the state of a run: {error}") from error
 
 
-def load_resume(path: Path, model: GPT, optimizer: Optimizer, average: Average | None) -> ResumeState:
+def load_resume(path: Path, model: AnyModel, optimizer: Optimizer, average: Average | None) -> ResumeState:
     """Put everything back as `save_resume` found it, and return the state."""
     state = read_resume_state(path)
     device = next(model.parameters()).device

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from training.models.gpt import GPT
+from training.models.families import AnyModel
 
 
 @torch.inference_mode()
 def sample(
-    model: GPT,
+    model: AnyModel,
     token_ids: Sequence[int],
     *,
     temperature: float = 1.0,

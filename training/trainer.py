@@ -18,7 +18,7 @@ from training.data.prepare import PreparedData
 from training.errors import TrainingError
 from training.evaluate import evaluate, random_estimate
 from training.models.devices import choose_device, choose_dtype
-from training.models.gpt import GPT
+from training.models.families import make_model
 from training.objectives import cross_entropy
 from training.optim import Average, Optimizer
 from training.resume import ResumeState, load_resume, save_resume
@@ -93,7 +93,7 @@ class Trainer:
         self.device = choose_device(config.run.device)
         self.dtype = choose_dtype(config.run.dtype, self.device)
         torch.manual_seed(config.run.seed)
-        self.model = GPT(model_config, torch.Generator().manual_seed(config.run.seed)).to(self.device).train()
+        self.model = make_model(model_config, torch.Generator().manual_seed(config.run.seed)).to(self.device).train()
         self.optimizer = Optimizer(self.model, config.optim)
         self.average = Average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
         self.batches = RandomBatches(
@@ -267,5 +267,5 @@ class Trainer:
         if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             notice("no C++ compiler (g++) here: going on without torch.compile, somewhat slower")
             return
-        for block in self.model.model.layers:
+        for block in self.model.blocks:
             block.compile()  # in place: parameter names stay as they are

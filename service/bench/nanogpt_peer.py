@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from training.data.batches import Batch
 from training.model_config import GPTConfig
-from training.models.base import DecodeState
+from training.models.base import AttentionState
 from training.models.gpt import GPT
 from training.objectives import cross_entropy
 
@@ -54,7 +54,7 @@ class FusedAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.o_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, _rotary: tuple[Tensor, Tensor] | None, _state: DecodeState | None) -> Tensor:
+    def forward(self, x: Tensor, _rotary: tuple[Tensor, Tensor] | None, _state: AttentionState | None) -> Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
         B, T, C = x.shape  # noqa: N806
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))

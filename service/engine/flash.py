@@ -31,7 +31,7 @@ def why_not_flash(spec: KVSpec, page_size: int, dtype: torch.dtype, device: torc
 
 
 class FlashState:
-    """The `DecodeState` of one step, as `PagedState`, in one call of the kernel a layer.
+    """The `AttentionState` of one step, as `PagedState`, in one call of the kernel a layer.
 
     Source: FlashAttention-2 (Dao 2023, arXiv 2307.08691).
     """

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import psutil
 import torch
@@ -47,7 +48,7 @@ def load_engine(checkpoint: Path, settings: EngineSettings) -> Engine:
             device, dtype, native kernels) is not to be had here.
     """
     loaded = load_model(checkpoint, settings)
-    engine = make_engine(loaded.model, loaded.tokenizer, settings)
+    engine = make_engine(cast(GPT, loaded.model), loaded.tokenizer, settings)
     del loaded
     _give_back_memory()
     _warm_up(engine, settings.max_step_tokens)

@@ -1,4 +1,4 @@
-"""Keys and values in pages: storage that a model's attention appends to and reads through `DecodeState`."""
+"""Keys and values in pages: storage that a model's attention appends to and reads through `AttentionState`."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from service.engine.step_inputs import StepInputs
-from training.models.base import DecodeState, KVSpec
+from training.models.base import AttentionState, KVSpec
 
 FLASH_PAGE_SIZE = 256
 """Flash attention reads pages of this many tokens, or of a multiple, in place."""
@@ -53,12 +53,12 @@ class PagedKV:
             stored.index_copy_(1, slots, new[0].transpose(0, 1).to(stored.dtype))
 
 
-Attention = Callable[[PagedKV, StepInputs], DecodeState]
+Attention = Callable[[PagedKV, StepInputs], AttentionState]
 """Makes the state of one step."""
 
 
 class PagedState:
-    """The `DecodeState` of one step, its rows packed into one: B = 1, T = all tokens of the step.
+    """The `AttentionState` of one step, its rows packed into one: B = 1, T = all tokens of the step.
 
     Rows of one token are attended to together; each longer prefill chunk on its own.
     """

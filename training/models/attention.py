@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.model_config import GPTConfig
-from training.models.base import DecodeState
+from training.models.base import AttentionState
 from training.models.norms import RMSNorm
 
 
@@ -77,7 +77,7 @@ class CausalSelfAttention(nn.Module):
             self.k_norm = RMSNorm(self.head_dim, config.norm_eps)
         self.qk_norm = config.qk_norm
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state: DecodeState | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state: AttentionState | None) -> Tensor:
         """Map `(B, T, C)` to `(B, T, C)`; `rotary` is None for learned positions."""
         B, T, _ = x.shape  # noqa: N806
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)

@@ -4,10 +4,16 @@ Dimension letters in shape comments: B rows, T positions of a row, C `n_embd`, H
 F `n_hidden`, V `vocab_size`.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+UNBOUNDED_CONTEXT = 2**20
+"""What a model says that could go on for ever: the service counts with it."""
 
 
 class KVSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +26,18 @@ class KVSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Positions after which the model has no more."""
 
 
-class DecodeState(Protocol):
+class SlotSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """State of a fixed size: what a recurrent net or a convolution remembers of all that came before."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Name → shape of one row; float, and zero before the first token."""
+    max_context: int = UNBOUNDED_CONTEXT
+
+
+StateSpec = KVSpec | SlotSpec
+
+
+class AttentionState(Protocol):
     """The past of the rows of one call, handed in by the engine; a model without it sees each row from zero."""
 
     def positions(self) -> Tensor:
@@ -38,3 +55,91 @@ class DecodeState(Protocol):
         Returns:
             `(B, T, H, D)`.
         """
+
+
+class SlotState(Protocol):
+    """The past of the rows of one call, in fixed tensors; every row has T tokens, none of them padding."""
+
+    def read(self, name: str) -> Tensor:
+        """Return `name` of the rows as it was after their last token, `(B, *shape)`."""
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Keep `name` of the rows as it is after this call's last token, `(B, *shape)`."""
+
+
+class CarriedState:
+    """A `SlotState` that stays from call to call, rows in place: for text that is read on and on.
+
+    Args:
+        spec: What is kept.
+        batch_size: Rows B.
+        device: Where it stands.
+    """
+
+    def __init__(self, spec: SlotSpec, batch_size: int, device: torch.device) -> None:
+        self.tensors = {name: torch.zeros(batch_size, *shape, device=device) for name, shape in spec.shapes.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return `name` of the rows, `(B, *shape)`."""
+        return self.tensors[name]
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Keep `name` of the rows, without its gradient: that is what truncates backpropagation through time."""
+        self.tensors[name] = value.detach().to(self.tensors[name].dtype)
+
+
+State = TypeVar("State", contravariant=True)
+
+
+class LanguageModel(nn.Module, ABC, Generic[State]):
+    """A model of the next token: its body makes `hidden`, its head the logits.
+
+    Every family is such a module, without modes, built as `Family(config, generator)`; `embed_tokens` and `lm_head` may
+    be one matrix.
+    """
+
+    config: Any
+    """The table of `training.model_config` that it was made from."""
+    lm_head: nn.Linear
+
+    @property
+    @abstractmethod
+    def embed_tokens(self) -> nn.Embedding:
+        """The table of token embeddings, `(V, C)`."""
+
+    @property
+    @abstractmethod
+    def state_spec(self) -> StateSpec:
+        """What of the past the model needs kept."""
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The parts that are worth compiling, each on its own."""
+        return ()
+
+    @abstractmethod
+    def hidden(self, token_ids: Tensor, state: State | None = None) -> Tensor:
+        """Return what the head reads, `(B, T)` int64 to `(B, T, C)`."""
+
+    def forward(self, token_ids: Tensor, state: State | None = None) -> Tensor:
+        """Return the logits of the next token at each position.
+
+        Args:
+            token_ids: `(B, T)` int64, 0 ≤ id < vocab_size.
+            state: The rows' past; None: each row starts at position 0.
+
+        Returns:
+            `(B, T, V)`.
+        """
+        return self.lm_head(self.hidden(token_ids, state))
+
+    def tie(self) -> None:
+        """Make the head read the embeddings' table, where the config says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+
+def make_embedding(num_embeddings: int, width: int) -> nn.Embedding:
+    """Make a table; on the meta device one that is not drawn, for drawing there imports torch's compiler."""
+    table = torch.empty(num_embeddings, width)
+    return nn.Embedding(num_embeddings, width, _weight=table if table.is_meta else None)

@@ -4,6 +4,7 @@ Parameters carry the names of Hugging Face's Qwen3, so a state dict of the defau
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from training.model_config import GPTConfig
 from training.models.attention import CausalSelfAttention, rotary_table
-from training.models.base import DecodeState, KVSpec
+from training.models.base import AttentionState, KVSpec, LanguageModel, make_embedding
 from training.models.norms import make_norm
 
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state: DecodeState | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, state: AttentionState | None) -> Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, state))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
@@ -56,14 +57,14 @@ class Decoder(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = _make_embedding(config.vocab_size, config.n_embd)
+        self.embed_tokens = make_embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
-            self.embed_positions = _make_embedding(config.context_length, config.n_embd)
+            self.embed_positions = make_embedding(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config)
 
-    def forward(self, token_ids: Tensor, state: DecodeState | None) -> Tensor:
+    def forward(self, token_ids: Tensor, state: AttentionState | None) -> Tensor:
         """Map `(B, T)` to `(B, T, C)`."""
         config = self.config
         positions = torch.arange(token_ids.size(1), device=token_ids.device) if state is None else state.positions()
@@ -79,7 +80,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel[AttentionState]):
     """A mini-GPT.
 
     Args:
@@ -92,9 +93,13 @@ class GPT(nn.Module):
         self.config = config
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        self.tie()
         self._initialize(generator)
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        """The table of token embeddings, `(V, C)`."""
+        return self.model.embed_tokens
 
     @property
     def state_spec(self) -> KVSpec:
@@ -107,21 +112,14 @@ class GPT(nn.Module):
             max_context=config.context_length,
         )
 
-    def hidden(self, token_ids: Tensor, state: DecodeState | None = None) -> Tensor:
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The layers."""
+        return self.model.layers
+
+    def hidden(self, token_ids: Tensor, state: AttentionState | None = None) -> Tensor:
         """Return what the head reads, `(B, T)` int64 to `(B, T, C)`."""
         return self.model(token_ids, state)
-
-    def forward(self, token_ids: Tensor, state: DecodeState | None = None) -> Tensor:
-        """Return the logits of the next token at each position.
-
-        Args:
-            token_ids: `(B, T)` int64, 0 ≤ id < vocab_size.
-            state: The rows' past; None: each row starts at position 0.
-
-        Returns:
-            `(B, T, V)`.
-        """
-        return self.lm_head(self.hidden(token_ids, state))
 
     @torch.no_grad()
     def _initialize(self, generator: torch.Generator | None) -> None:
@@ -141,9 +139,3 @@ class GPT(nn.Module):
             elif parameter.dim() == 2:
                 bound = math.sqrt(3.0 / parameter.size(1))
                 parameter.uniform_(-bound, bound, generator=generator)
-
-
-def _make_embedding(num_embeddings: int, width: int) -> nn.Embedding:
-    """Make a table; on the meta device one that is not drawn, for drawing there imports torch's compiler."""
-    table = torch.empty(num_embeddings, width)
-    return nn.Embedding(num_embeddings, width, _weight=table if table.is_meta else None)

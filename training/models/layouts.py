@@ -1,24 +1,24 @@
 """How other programs write this model: Hugging Face's `config.json` for Qwen3, and GPT-2's weights under our names."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 from torch import Tensor
 
 from training.errors import CheckpointError
-from training.model_config import GPTConfig
+from training.model_config import GPTConfig, ModelConfig, parse_model_config
 
 OWN_MODEL_TYPE = "minigpt"
 _QWEN3 = {"position": "rope", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "bias": False}
 
 
-def is_portable(config: GPTConfig) -> bool:
+def is_portable(config: ModelConfig) -> TypeGuard[GPTConfig]:
     """Tell whether `config` is exactly the Qwen3 layout, which transformers, vLLM and llama.cpp load."""
-    return all(getattr(config, field) == value for field, value in _QWEN3.items())
+    return isinstance(config, GPTConfig) and all(getattr(config, field) == value for field, value in _QWEN3.items())
 
 
-def to_hf_config(config: GPTConfig, dtype: str, end_of_text_id: int) -> dict[str, Any]:
+def to_hf_config(config: ModelConfig, dtype: str, end_of_text_id: int) -> dict[str, Any]:
     """Return the content of `config.json`.
 
     Args:
@@ -54,7 +54,7 @@ def to_hf_config(config: GPTConfig, dtype: str, end_of_text_id: int) -> dict[str
     }
 
 
-def from_hf_config(data: Mapping[str, Any]) -> GPTConfig:
+def from_hf_config(data: Mapping[str, Any]) -> ModelConfig:
     """Return the shape that a `config.json` describes.
 
     Raises:
@@ -63,7 +63,7 @@ def from_hf_config(data: Mapping[str, Any]) -> GPTConfig:
     model_type = data.get("model_type")
     try:
         if model_type == OWN_MODEL_TYPE:
-            return msgspec.convert(data["model"], GPTConfig)
+            return parse_model_config(data["model"])
         if model_type == "qwen3":
             return msgspec.convert(_from_qwen3(data), GPTConfig)
     except KeyError as error:
