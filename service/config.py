@@ -108,13 +108,10 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     """Seconds that running requests may still take after SIGTERM; the rest is handed back."""
     idle_wait_s: float = 0.2
     """Seconds of one wait for work while there is none; an idle worker leaves after one at the latest."""
-    gather_s: float = 0.01
-    """Seconds for which tokens gather, of which none is a sequence's first or last."""
     max_step_s: float = 15.0
     """Seconds after which a step counts as hung, and the worker ends itself."""
 
     def __post_init__(self) -> None:
-        require(self.gather_s >= 0, "gather_s", self.gather_s, "at least 0 (0: each step is sent)")
         for field in ("lease_s", "idle_wait_s", "max_step_s"):
             require(getattr(self, field) > 0, field, getattr(self, field), "greater than 0")
         in_lease = self.idle_wait_s <= self.lease_s / 2

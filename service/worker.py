@@ -3,8 +3,8 @@
 1. The main thread steps the engine. What other threads have for it (claims, answers of the queue) waits in its inbox
    and is obeyed between two steps: a request joins the engine there, and one that is cancelled leaves it there.
 2. News travels on the thread `link`, one emission at a time. First tokens and ends leave after the step that made them;
-   later tokens gather for `gather_s`, or while an emission travels: a slow gateway stalls no engine, until the tokens
-   of one request fill what may gather.
+   later tokens gather for the queue's `gather_s`, or while an emission travels: a slow gateway stalls no engine, until
+   the tokens of one request fill what may gather.
 3. On the thread `claims` a claim waits in the queue whenever the engine has room.
 4. A heartbeat renews the lease when emissions are rare, but never for a step that hangs: it ends the process instead.
 5. When the lease was lost everything held is dropped, and the worker registers anew, with the model still in memory.
@@ -153,7 +153,7 @@ class Worker:
 
     def _send_news(self) -> None:
         now = self._clock()
-        if now - self._gathering_since >= self._settings.gather_s:
+        if now - self._gathering_since >= self._queue.gather_s:
             self._gathering_since = now
             news = self._take_news(list(self._held))
         else:

@@ -1,7 +1,7 @@
 """Options that several commands have, and how a process of the service starts. Defaults are those of the settings."""
 
+import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -70,10 +70,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def start_process(log_level: LogLevel, log_format: LogFormat) -> None:
     """Configure the log; SIGTERM ends the process at once, until the work has begun and has its own way to end.
 
-    Without a handler the kernel would keep the signal from the first process of a container.
+    Without a handler the kernel would keep the signal from the first process of a container, and an exception from the
+    handler would be swallowed where torch is being imported. There is nothing yet that could be lost.
     """
     configure_logging(log_level, log_format)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
 def find_folders(models: Sequence[str] | None) -> dict[str, Path]:

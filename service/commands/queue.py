@@ -75,7 +75,10 @@ async def _ask_queue(url: str, ask: Callable[[GatewayQueue], Awaitable[T]]) -> T
         try:
             return await ask(home)
         except Unavailable as error:
-            raise Unavailable(f"the queue at {home.address} cannot be reached: does its Redis run?") from error
+            from service.queue.redis.address import reason_of
+
+            why = reason_of(error.__cause__ or error)
+            raise Unavailable(f"the queue at {home.address} cannot be reached ({why}): does its Redis run?") from error
 
 
 async def _cancel(home: GatewayQueue, id_: str) -> list[str]:

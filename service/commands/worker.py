@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -32,16 +31,12 @@ from service.commands.options import (
 )
 from service.config import EngineSettings, WorkerSettings, parse_settings
 from service.errors import SettingError, Unavailable
-from service.queue.link import SCHEME
 from service.worker import EXIT_FAILED, SPIN_COUNT, Worker, run_until_stopped
 from training.manifest import read_manifest
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
     from service.metrics import WorkerMetrics
-
-GATHER_IN_REDIS_S = 0.02
-"""Seconds for which tokens gather where a Redis takes them: an emission costs it more than a token does."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +68,7 @@ def worker(
     """Compute for the gateways behind --queue; `serve` starts workers of its own."""
     options = dict(locals())
     start_process(log_level, log_format)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what is loaded meanwhile may swallow an exception
-    gather_s = WORKER.gather_s if queue.startswith(SCHEME) else GATHER_IN_REDIS_S
-    worker_settings = parse_settings(WorkerSettings, options | {"gather_s": gather_s})
+    worker_settings = parse_settings(WorkerSettings, options)
     engine_settings = parse_settings(EngineSettings, options)
     [(model_name, folder)] = find_folders([model] if model else None).items()
     try:

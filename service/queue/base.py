@@ -61,6 +61,10 @@ class WorkerQueue(Protocol):
     call, with the same emission sent again, for as long as the lease can still hold.
     """
 
+    @property
+    def gather_s(self) -> float:
+        """Seconds for which tokens should gather before they are emitted, so that emissions cost it little."""
+
     def register(self, models: dict[str, str]) -> None:
         """Say which models (name → revision) this worker serves; ready from now on.
 

@@ -107,6 +107,8 @@ class LinkQueue:
         Unavailable: from every method, when the queue is gone; this object is of no more use then.
     """
 
+    gather_s = 0.01
+
     def __init__(self, path: Path, timeout_s: float) -> None:
         self._path = path
         self._has_joined = False

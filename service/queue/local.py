@@ -89,7 +89,7 @@ class LocalQueue:
         alive = self._workers.alive(now)
         return QueueStats(
             waiting=len(self._waiting),
-            running=len(self._workers.held()),
+            running=self._workers.num_held(),
             waiting_tokens=self._waiting.num_tokens,
             workers=len(alive),
             drain_tokens_per_s=self._drain.tokens_per_s,
@@ -272,5 +272,5 @@ class LocalQueue:
 
     def _pass_time(self) -> float:
         now = self._clock()
-        self._drain.advance(now, busy=len(self._workers.held()) > 0)
+        self._drain.advance(now, busy=self._workers.num_held() > 0)
         return now

@@ -85,6 +85,10 @@ class Workers:
         """Return what all of them hold."""
         return [entry for worker in self._workers.values() for entry in worker.claims.values()]
 
+    def num_held(self) -> int:
+        """Count it."""
+        return sum(len(worker.claims) for worker in self._workers.values())
+
     def alive(self, now: float) -> list[Worker]:
         """Return those whose lease holds."""
         return [worker for worker in self._workers.values() if worker.lease_end > now]

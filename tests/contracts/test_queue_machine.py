@@ -31,8 +31,9 @@ KEYS = st.one_of(
     *[st.none()] * 4, st.builds(Idempotency, key=st.sampled_from(["k", "l"]), digest=st.sampled_from(["d", "e"]))
 )
 MAX_ATTEMPTS, LEASE_S, MAX_AGE_S, MAX_WAITING, MAX_OF_TENANT = 3, 1000.0, 4000.0, 16, 9
+NUM_EXAMPLES = {"local": 40, "link": 40, "redis": 40, "valkey": 10}
+"""Few where what runs is the library that ran in Redis."""
 SETTINGS = settings(
-    max_examples=40,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -441,5 +442,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
-def test_any_order_of_verbs_keeps_the_promises(open_home, make_request):
-    run_state_machine_as_test(lambda: Machine(open_home, make_request), settings=SETTINGS)
+def test_any_order_of_verbs_keeps_the_promises(open_home, make_request, request):
+    num_examples = NUM_EXAMPLES[request.node.callspec.params["open_home"]]
+    chosen = settings(SETTINGS, max_examples=num_examples)
+    run_state_machine_as_test(lambda: Machine(open_home, make_request), settings=chosen)

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from service.protocol import DeadRequest, Emission, EmitStatus, End
+from service.protocol import DeadRequest, EmitStatus, End
 from service.queue.quarantine import CLEARED_AFTER
+from tests.contracts.home import emission
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
@@ -13,10 +14,6 @@ OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, E
 
 def ids(claims):
     return [claim.request.id for claim in claims]
-
-
-def emission(claim, *token_ids, end=None):
-    return Emission(id=claim.request.id, epoch=claim.epoch, base=len(claim.token_ids), token_ids=token_ids, end=end)
 
 
 def finish(worker, claims):
@@ -89,7 +86,7 @@ def test_a_last_chance_is_taken_alone_and_nothing_beside_it(home, submit):
     assert worker.emit([emission(claim, 1)]) == [OK]
     assert worker.claim(8, 0) == []
     assert ids(home.worker().claim(1, 0)) == ["o1"]
-    assert worker.emit([Emission(id="last", epoch=claim.epoch, base=1, end=STOP)]) == [OK]
+    assert worker.emit([emission(claim, end=STOP, base=1)]) == [OK]
     assert ids(worker.claim(8, 0)) == ["o2"]
 
 
@@ -227,7 +224,7 @@ def test_neither_silence_nor_a_gap_nor_a_hand_over_is_held_against_a_request(ope
             worker.register({"tiny": "r1"})
             claims = worker.claim(8, 0)
             assert ids(claims) == ["a", "b"]
-            gap = Emission(id="a", epoch=claims[0].epoch, base=num_hand_overs + 1, token_ids=(1,))
+            gap = emission(claims[0], 1, base=num_hand_overs + 1)
             assert worker.emit([gap]) == [GAP]
             worker.release()
             worker.register({"tiny": "r1"})
@@ -271,8 +268,7 @@ def test_a_suspect_that_goes_on_for_long_is_none_any_more(home, submit):
     [claim] = worker.claim(8, 0)
     assert worker.emit([emission(claim, *range(CLEARED_AFTER - 1))]) == [OK]
     assert worker.claim(8, 0) == []
-    more = Emission(id=claim.request.id, epoch=claim.epoch, base=CLEARED_AFTER - 1, token_ids=(1,))
-    assert worker.emit([more]) == [OK]
+    assert worker.emit([emission(claim, 1, base=CLEARED_AFTER - 1)]) == [OK]
     other = home.worker()
     assert ids(other.claim(8, 0)) == ["s2"]
     assert ids(worker.claim(8, 0)) == ["o"]

@@ -51,6 +51,7 @@ def test_killed_in_mid_decode(scene, fleet):
     assert resumed(fleet) > before
 
 
+@pytest.mark.chaos
 def test_killed_before_its_tokens_arrive(scene, fleet):
     victim, before = fleet.workers[0], resumed(fleet)
     with scene() as running:
@@ -118,6 +119,7 @@ def test_terminated_twice_ends_at_once(scene, fleet):
     assert resumed(fleet) > before
 
 
+@pytest.mark.chaos
 def test_all_dead_then_back(scene, fleet):
     before = resumed(fleet)
     with scene() as running:

@@ -89,6 +89,8 @@ def count(seed: int, index: int) -> int:
 class Nowhere:
     """A queue that is not there, but may come."""
 
+    gather_s = 0.01
+
     def register(self, _models: dict[str, str]) -> None:
         sys.stdout.write("waiting for a queue\n")
         sys.stdout.flush()

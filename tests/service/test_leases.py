@@ -26,6 +26,8 @@ class FickleQueue:
         faults: Of each of the first calls of a verb, what befalls it; "": nothing.
     """
 
+    gather_s = 0.01
+
     def __init__(self, requests: Sequence[Request], faults: Faults) -> None:
         self.logs: defaultdict[str, list[int]] = defaultdict(list)
         self.ends: dict[str, End] = {}

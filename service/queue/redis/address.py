@@ -1,9 +1,10 @@
 """Where a queue in Redis is: its URL read, refused or shown; the clients that lead there."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
 import redis.asyncio
@@ -20,6 +21,8 @@ SENTINEL_PORT = 26379
 EXAMPLES = "redis://host:6379/0, rediss://user:password@host:6379/0 or redis+sentinel://host:26379,host:26379/service/0"
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, OSError)
 """What passes when the server is back, or another has taken its place."""
+FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_ca_path")
+"""Parameters that name files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +30,21 @@ class Address:
     """A URL of one of `SCHEMES`, once it is known to be one.
 
     Raises:
-        SettingError: it is none; the message has no password.
+        SettingError: it is none, or names files that cannot be read; the message has no password.
     """
 
     url: str = field(repr=False)
 
     def __post_init__(self) -> None:
         try:
-            is_valid = self._names_server()
-            self.connect(
-                1.0
-            ).connection_pool.make_connection()  # refuses parameters that mean nothing; connects not yet
+            is_valid, missing = self._names_server(), self._missing_files()
+            self.connect(1.0).connection_pool.make_connection()  # opens nothing, refuses senseless parameters
         except (ValueError, TypeError, redis.RedisError):
             is_valid = False
         if not is_valid:
             raise SettingError(f"queue: {redact(self.url)} is no address of a Redis; write e.g. {EXAMPLES}")
+        if missing:
+            raise SettingError(f"queue: {self}: the file that {missing[0]} names cannot be read")
 
     def __str__(self) -> str:
         return redact(self.url)
@@ -81,6 +84,10 @@ class Address:
             and int("/".join(path) or 0) >= 0
         )
 
+    def _missing_files(self) -> list[str]:
+        parameters = parse_qsl(urlsplit(self.url).query)
+        return [name for name, path in parameters if name in FILES and not os.access(path, os.R_OK)]
+
     def _find_primary(self, kind: Callable[..., Any], options: dict[str, Any]) -> Any:  # noqa: ANN401 - of either client
         """Return a client of whichever server the sentinels call the primary, asked again at each connection."""
         parts = urlsplit(self.url)
@@ -99,6 +106,16 @@ def redact(url: str) -> str:
     if not separator or "?" in secret:  # the @ may be one of a password among the parameters
         return "what was given"
     return f"{scheme}{separator}{at and '***@'}{hosts.partition('?')[0]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a server cannot be used: what the system says, else the kind of the error. Nothing that was sent."""
+    origin: BaseException | None = error
+    while origin is not None:
+        if isinstance(origin, OSError) and origin.strerror:
+            return origin.strerror
+        origin = origin.__cause__ or origin.__context__
+    return type(error).__name__
 
 
 def _split_port(host: str) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from service.errors import Unavailable
-from service.queue.redis.address import CONNECTION_ERRORS, Address
+from service.queue.redis.address import CONNECTION_ERRORS, Address, reason_of
 from service.queue.redis.library import Argument, call_async
 
 ANSWER_WITHIN_S = 1.0
@@ -69,7 +69,7 @@ class Connection:
             raise
         except (redis.RedisError, OSError, TimeoutError) as error:
             self._go_down(error)
-            raise self.unavailable() from None
+            raise self.unavailable() from error
 
     async def persist(self, verb: str, *args: Argument, for_s: float) -> Any:  # noqa: ANN401 - as Redis answers
         """Call a verb that says the same twice, again and again until it is answered.
@@ -106,7 +106,7 @@ class Connection:
     def _go_down(self, error: BaseException) -> None:
         if not self.is_down:
             self.is_down = True
-            logger.warning("the queue at %s cannot be used: %s", self.address, type(error).__name__)
+            logger.warning("the queue at %s cannot be used: %s", self.address, reason_of(error))
             self.start(self._probe())
 
     async def _probe(self) -> None:

@@ -1,6 +1,6 @@
 -- How a request ends, and how news of it travels.
 
--- msgpack by hand where a part of it is opaque: a pair or an array of values that are encoded already.
+-- msgpack by hand, where a value is to be a float at any rate, or the values of an array are encoded already.
 local function packed_float(value)
   return '\203' .. struct.pack('>d', value)
 end
@@ -24,10 +24,16 @@ local function note(news, gateways, update)
   end
 end
 
+-- Let a worker that held a suspect look for others: it may take them now.
+local function make_room(r)
+  call('HDEL', P .. ':w:' .. r.worker, 'alone')
+  call('PUBLISH', P .. ':work', r.line)
+end
+
 local function leave_worker(r)
   call('SREM', P .. ':own:' .. r.worker, r.id)
-  if is_last_chance(r) then
-    call('HDEL', P .. ':w:' .. r.worker, 'alone')
+  if r.attempts > 0 then
+    make_room(r)
   end
   count_running(-1)
 end

@@ -16,7 +16,7 @@ from service.queue.quarantine import CLEARED_AFTER, MAX_DEAD, QUARANTINE_ERROR
 
 PREFIX = "mg1:{m0}"
 """Before every key. A new layout of keys or of messages gets a new number: two releases never read each other's."""
-PARTS = ("lines", "endings", "gateway", "worker", "verbs")
+PARTS = ("lines", "endings", "gateway", "claims", "emissions", "worker", "verbs")
 MISSING = "Function not found"
 PASSING = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ")
 """Beginnings of refusals that pass: a disk that is full, replicas that are missing, a function that runs too long."""

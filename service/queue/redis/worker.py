@@ -16,7 +16,7 @@ from redis.client import PubSub
 from service.errors import LeaseLost
 from service.identity import Identity
 from service.protocol import Claim, Emission, EmitStatus, Request
-from service.queue.redis.address import CONNECTION_ERRORS, Address
+from service.queue.redis.address import CONNECTION_ERRORS, Address, reason_of
 from service.queue.redis.library import PREFIX, Argument, call, line_of
 from service.queue.redis.reader import Hint
 
@@ -60,6 +60,8 @@ class RedisWorkerQueue:
         SettingError: the URL is none.
     """
 
+    gather_s = 0.02  # an emission costs the server more than a token does
+
     def __init__(
         self, url: str, lease_s: float, identity: Identity, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -73,7 +75,7 @@ class RedisWorkerQueue:
         self._num_claims = 0
         """Of those that were answered: one that was not is asked for again by the same number."""
         self._more_waits = True
-        """Whether the last claim left something for which there was room, or that was left to others."""
+        """Whether to ask again at once may bring something: beyond what was asked for, or left to others."""
         self._queued_s: dict[str, float] = {}
         """Of each request that is held, for those who read its news."""
         self._num_differing = 0
@@ -184,13 +186,15 @@ class RedisWorkerQueue:
                 reply = do()
             except CONNECTION_ERRORS as error:
                 if longest_s == RETRY_S[0]:
-                    logger.warning("the queue at %s cannot be reached: %s", self.address, type(error).__name__)
+                    logger.warning("the queue at %s cannot be reached: %s", self.address, reason_of(error))
                 if self._clock() - self._renewed > last_s:
-                    what = f"the queue at {self.address} cannot be reached ({type(error).__name__})"
+                    what = f"the queue at {self.address} cannot be reached ({reason_of(error)})"
                     raise LeaseLost(f"{what}: what was claimed is taken for another worker's") from error
                 time.sleep(random.uniform(0, longest_s))
                 longest_s = min(2 * longest_s, RETRY_S[1])
             else:
+                if longest_s > RETRY_S[0]:
+                    logger.info("the queue at %s is back", self.address)
                 self._renewed = began
                 return reply
 

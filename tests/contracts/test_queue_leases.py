@@ -1,0 +1,133 @@
+"""How a worker holds what it claimed, in every home: by its lease, until it dies, retires or hands back."""
+
+import threading
+
+import pytest
+
+from service.protocol import EmitStatus, End
+from tests.contracts.home import emission
+
+STOP = End(finish_reason="stop")
+OK, FENCED = EmitStatus.OK, EmitStatus.FENCED
+
+
+def test_a_retired_worker_keeps_what_it_has_and_gets_nothing_new(home, make_request):
+    home.submit(make_request("a"))
+    worker, watcher = home.worker(), home.watch("a")
+    [claim] = worker.claim(1, 0)
+    worker.retire()
+    home.submit(make_request("b"))
+    assert worker.claim(1, 0) == []
+    assert worker.emit([emission(claim, 1, end=STOP)]) == [OK]
+    assert watcher.to_end().end == STOP
+    assert home.stats().revisions == frozenset()
+    assert home.stats().waiting == 1
+
+
+def test_a_claim_that_waits_comes_back_empty_when_its_worker_retires(home):
+    worker, claims = home.worker(), []
+    thread = threading.Thread(target=lambda: claims.append(worker.claim(4, 1e6)))
+    thread.start()
+    worker.retire()
+    thread.join(20)
+    assert claims == [[]]
+
+
+def test_a_worker_that_never_registered_gets_nothing(home, make_request):
+    home.submit(make_request("a"))
+    worker = home.connect()
+    assert worker.claim(1, 0.0) == []
+    assert not worker.renew()
+
+
+def test_a_dead_workers_requests_go_on_with_the_next_from_where_the_log_ends(home, make_request):
+    home.submit(make_request("a"), make_request("b"))
+    doomed, watcher = home.worker(), home.watch("a")
+    a, _ = doomed.claim(2, 0)
+    doomed.emit([emission(a, 1, 2)])
+    home.submit(make_request("c"))
+    home.kill(doomed)
+    heir = home.worker()
+    claims = heir.claim(9, 0)
+    assert [(claim.request.id, claim.token_ids) for claim in claims] == [("a", (1, 2)), ("b", ()), ("c", ())]
+    assert claims[0].epoch > a.epoch
+    assert heir.emit([emission(claims[0], 3, end=STOP)]) == [OK]
+    watcher.to_end()
+    assert watcher.token_ids == [1, 2, 3]
+
+
+def test_a_silent_worker_loses_its_lease_and_what_it_still_writes_is_fenced(home, make_request):
+    home.submit(make_request("a"))
+    paused, heir = home.worker(), home.worker()
+    [claim] = paused.claim(1, 0)
+    home.pass_time(home.settings.lease_s / 2)
+    assert heir.renew()
+    home.pass_time(home.settings.lease_s / 2)
+    home.reap()
+    assert home.stats().workers == 1
+    assert paused.emit([emission(claim, 666)]) == [FENCED]
+    assert not paused.renew()
+    assert paused.claim(1, 0) == []
+    [again] = heir.claim(1, 0)
+    assert again.token_ids == ()
+    assert paused.emit([emission(again, 666)]) == [FENCED]
+
+
+@pytest.mark.parametrize("verb", ["renew", "emit", "claim"])
+def test_every_word_of_a_worker_renews_its_lease(home, verb):
+    worker = home.worker()
+    for _ in range(3):
+        home.pass_time(home.settings.lease_s * 0.9)
+        {"renew": worker.renew, "emit": lambda: worker.emit([]), "claim": lambda: worker.claim(1, 0)}[verb]()
+        home.reap()
+    assert worker.renew()
+
+
+def test_released_requests_keep_their_place_their_tokens_and_their_attempts(open_home, make_request):
+    with open_home(max_attempts=1) as home:
+        home.submit(make_request("a"), make_request("b"))
+        for num_logged in range(3):
+            worker = home.worker()
+            claims = worker.claim(9, 0)
+            assert [claim.request.id for claim in claims] == ["a", "b"]
+            assert len(claims[0].token_ids) == num_logged
+            worker.emit([emission(claims[0], num_logged)])
+            worker.release()
+            assert worker.emit([emission(claims[0], 9, base=num_logged + 1)]) == [FENCED]
+            assert worker.claim(9, 0) == []
+        assert home.stats().waiting == 2
+
+
+def test_a_request_that_outlives_no_worker_fails(home, make_request):
+    home.submit(make_request("poison"))
+    watcher = home.watch("poison")
+    for _ in range(home.settings.max_attempts):
+        worker = home.worker()
+        [claim] = worker.claim(1, 0)
+        worker.emit([emission(claim, 1)])
+        home.kill(worker)
+    end = watcher.to_end().end
+    assert end.finish_reason == "error"
+    assert str(home.settings.max_attempts) in end.error
+    assert watcher.token_ids == [1] * home.settings.max_attempts
+    assert home.worker().claim(1, 0) == []
+
+
+def test_cancelled_and_orphaned_it_ends_without_another_worker(home, make_request):
+    home.submit(make_request("a"))
+    worker, watcher = home.worker(), home.watch("a")
+    worker.claim(1, 0)
+    home.cancel("a")
+    home.kill(worker)
+    assert watcher.to_end().end.finish_reason == "abort"
+
+
+def test_past_its_deadline_a_running_request_ends_whatever_its_worker_does(home, make_request):
+    home.submit(make_request("a", deadline_s=2.0))
+    worker, watcher = home.worker(), home.watch("a")
+    [claim] = worker.claim(1, 0)
+    home.pass_time(2.0)
+    home.reap()
+    assert watcher.to_end().end.deadline_passed
+    assert home.stats().running == 0
+    assert worker.emit([emission(claim, 1)]) == [FENCED]
