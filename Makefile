@@ -3,6 +3,8 @@
 #   make test                 every test; make check: format, lint, types, import rules
 #   make check-native         the kernels' tests under AddressSanitizer
 #   make check-gpu            the engine's invariants and figures on a CUDA GPU; skipped where none is
+#   make check-big            a text of a gigabyte prepared in 600 MB of memory; needs 6 GB of disk
+#   make check-llama          GGUF exports held against llama.cpp, which is compiled for minutes first
 #   make check-deploy         docker compose up, a worker killed in mid-stream; what k8s/ renders; skipped where no engine is
 #   make bench DATA=FILE      the figures; DATA: a copy of Tiny-Shakespeare where there is no network; CPUS=0: on one core
 #   make load                 locust against a fleet of this machine, with a Redis of its own; USERS=200 SECONDS=60
@@ -24,7 +26,7 @@ SANITIZE := -fsanitize=address -fno-omit-frame-pointer -g
 INDEX_URL := $(if $(findstring ://,$(INDEX)),$(INDEX),https://download.pytorch.org/whl/$(INDEX))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q $(if $(INDEX),--extra-index-url $(INDEX_URL))
 
-.PHONY: install serve test check check-native check-gpu check-deploy fmt bench clean
+.PHONY: install serve test check check-native check-gpu check-big check-llama check-deploy fmt bench clean
 
 install: .venv/.installed
 serve: install
@@ -48,6 +50,11 @@ check-gpu: .venv/.installed-dev
 	$(BIN)/pytest -n 0 -rs tests/gpu
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then $(BIN)/minigpt bench engine --device cuda; else echo 'bench engine --device cuda: skipped, no CUDA GPU here'; fi
+check-big: .venv/.installed-dev
+	$(BIN)/pytest -n 0 -m big tests/training/data
+check-llama: .venv/.installed-dev
+	$(PIP) llama-cpp-python
+	$(BIN)/pytest -n 0 -rs tests/training/exchange/test_llama_cpp.py
 check-deploy: .venv/.installed-dev
 	$(BIN)/pytest -n 0 -rs -m 'deploy or not deploy' tests/deploy
 fmt: .venv/.installed-dev
@@ -61,6 +68,7 @@ load: .venv/.installed-dev
 	$(BIN)/python -m tests.load.run --users $(USERS) --seconds $(SECONDS)
 chaos: .venv/.installed-dev
 	$(BIN)/pytest -n 1 -m '' tests/faults
+	$(BIN)/pytest -n 1 -m chaos tests/service
 	$(BIN)/python -m tests.faults.chaos --streams $(STREAMS) --seed $(SEED)
 clean:
 	rm -rf .venv build *.egg-info service/engine/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -19,7 +19,8 @@ from service.protocol import Request, SamplingParams
 from tests.fleet.redis_server import RedisServer, find_programs
 from training.checkpoint import save_checkpoint
 from training.config import BudgetConfig, TrainConfig
-from training.model_config import GPTConfig
+from training.model_config import parse_model_config
+from training.models.families import AnyModel, make_model
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
@@ -29,6 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 SHAPES = {
     "qwen3": {},
+    "ngrams": {"ngram_orders": (2, 3), "ngram_rows": 1500},
     "grouped": {"n_head": 4, "n_kv_head": 2, "head_dim": 16},
     "gpt2": {
         "position": "learned",
@@ -39,6 +41,15 @@ SHAPES = {
         "tie_embeddings": True,
     },
 }
+SLOT_FAMILIES = {
+    "rnn": {"family": "recurrent", "cell": "rnn", "n_layer": 2, "n_hidden": 24},
+    "lstm": {"family": "recurrent", "cell": "lstm", "n_layer": 2},
+    "gru": {"family": "recurrent", "cell": "gru", "n_layer": 2, "n_hidden": 40, "tie_embeddings": False},
+    "mlp": {"family": "mlp", "window": 7, "n_layer": 2, "n_hidden": 48},
+    "conv": {"family": "conv", "n_layer": 5, "kernel_size": 2, "dilation_cycle": 3, "n_hidden": 40},
+}
+"""Shapes of the families whose state has a fixed size."""
+FAMILIES = {"gpt": {"family": "gpt", "n_layer": 2, "n_head": 2}, **SLOT_FAMILIES}
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +67,15 @@ def tokenizer() -> CharTokenizer:
 
 
 @pytest.fixture(scope="session")
-def make_gpt(tokenizer: CharTokenizer) -> Callable[..., GPT]:
-    """A tiny GPT in evaluation mode whose every weight is random: initial zeros would hide what a branch does."""
+def make_model_of(tokenizer: CharTokenizer) -> Callable[..., AnyModel]:
+    """A tiny model of a family (a name in FAMILIES), in evaluation mode.
 
-    def make(seed: int = 0, **shape: object) -> GPT:
-        small = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_layer": 2, "n_head": 2, "n_embd": 32}
-        model = GPT(GPTConfig(**(small | shape)))  # type: ignore[arg-type]
+    Its every weight is random: initial zeros would hide what a branch does.
+    """
+
+    def make(family: str, seed: int = 0, **shape: object) -> AnyModel:
+        small = {"vocab_size": tokenizer.vocab_size, "context_length": 64, "n_embd": 32}
+        model = make_model(parse_model_config(small | FAMILIES[family] | shape))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -69,6 +83,24 @@ def make_gpt(tokenizer: CharTokenizer) -> Callable[..., GPT]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of each family, for `make_model_of`."""
+    return request.param
+
+
+@pytest.fixture(params=SLOT_FAMILIES)
+def slot_family(request: pytest.FixtureRequest) -> str:
+    """The name of each family whose state has a fixed size, for `make_model_of`."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_gpt(make_model_of: Callable[..., AnyModel]) -> Callable[..., GPT]:
+    """A tiny GPT in evaluation mode whose every weight is random."""
+    return functools.partial(make_model_of, "gpt")
 
 
 @pytest.fixture(params=SHAPES)

@@ -13,8 +13,11 @@ WITH_TORCH = (
     *("service.engine.engine", "service.engine.loading", "service.engine.native*", "service.engine.paged_kv"),
     *("service.engine.grammar", "service.engine.logprobs", "service.engine.runner", "service.engine.sampler"),
     *("service.engine.cuda_graphs", "service.engine.flash", "service.engine.step_inputs"),
-    "service.engine.kernels.arena",
-    *("training.checkpoint", "training.data.batches", "training.display", "training.evaluate"),
+    *("service.engine.kernels.arena", "service.engine.memory", "service.engine.recurrent_slots"),
+    *("training.checkpoint", "training.data.batches", "training.evaluate"),
+    *("training.exchange.gguf_file", "training.exchange.hugging_face"),
+    *("training.calibration", "training.distributed", "training.examiner", "training.feed", "training.gradients"),
+    *("training.memory", "training.stopping"),
     *(
         "training.models.*",
         "training.muon",
@@ -23,7 +26,7 @@ WITH_TORCH = (
         "training.resume",
         "training.sample",
     ),
-    "training.trainer",
+    *("training.speed", "training.trainer"),
 )
 """Who may load torch; every module that is new must do without, or be listed."""
 MAX_LINES = 320

@@ -26,12 +26,13 @@ from training.manifest import (
     resolve_checkpoint,
     sha256_of,
 )
+from training.model_card import write_model_card
 from training.models.families import AnyModel, make_model
-from training.models.layouts import from_hf_config, to_hf_config
-from training.tokenizers.base import END_OF_TEXT, Tokenizer
+from training.models.layouts import from_hf_config, hf_model_type, to_generation_config, to_hf_config
+from training.tokenizers.base import TOKENIZER_CONFIG, Tokenizer
 from training.tokenizers.loading import load_tokenizer
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,10 +80,9 @@ def save_checkpoint(
         safetensors.torch.save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
         dtype_name = str(dtype).removeprefix("torch.")
         _write_json(aside / CONFIG, to_hf_config(model.config, dtype_name, tokenizer.end_of_text_id))
+        _write_json(aside / GENERATION_CONFIG, to_generation_config(tokenizer.end_of_text_id, tokenizer.special_ids))
         tokenizer.save(aside / TOKENIZER)
-        # Without it transformers takes the tokenizer of the real Qwen, which drops blanks of ours.
-        fast = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
-        _write_json(aside / TOKENIZER_CONFIG, fast)
+        _write_json(aside / TOKENIZER_CONFIG, tokenizer.transformers_config())
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             files={name: sha256_of(aside / name) for name in (WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG)},
@@ -100,10 +100,13 @@ def save_checkpoint(
             versions={"python": platform.python_version(), "torch": str(torch.__version__)},
         )
         _write_json(aside / MANIFEST, msgspec.to_builtins(manifest))
+        write_model_card(aside, manifest, hf_model_type(model.config))
         (aside / WEIGHTS).chmod((aside / MANIFEST).stat().st_mode)  # safetensors lets only the owner read
         _replace(folder, aside)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot write: {error.strerror}; choose another folder with --out") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{folder}: cannot write: {reason}; choose another folder with --out") from error
     return read_manifest(folder, verify=False)
 
 
@@ -127,11 +130,16 @@ def load_checkpoint(path: Path, *, device: str = "cpu", dtype: torch.dtype = tor
         )
     with torch.device("meta"):
         model = make_model(config)
-    _load_weights(model, {name: tensor.to(dtype) for name, tensor in weights.items()}, folder)
+    load_weights(model, {name: tensor.to(dtype) for name, tensor in weights.items()}, folder)
     return Checkpoint(model=model.eval(), tokenizer=tokenizer, manifest=manifest)
 
 
-def _load_weights(model: AnyModel, weights: dict[str, Tensor], folder: Path) -> None:
+def load_weights(model: AnyModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Give `model` these weights in place of its own; `folder` names where they are from.
+
+    Raises:
+        CheckpointError: names or shapes that are not the model's.
+    """
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:

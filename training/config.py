@@ -30,9 +30,13 @@ class DataConfig(Settings, frozen=True, kw_only=True):
     """Entries of a trained `bpe` vocabulary, special tokens included (≥ 257); `None` for `char`: the corpus decides."""
     validation_fraction: float = 0.1
     """Share of the text, at its end, that is never trained on; 0 < x < 1."""
+    memory_mb: int = 512
+    """What reading and tokenizing may take, all processes together, torch apart; at least 256. Learning merges takes
+    more where nearly every word of the text is another (hashes)."""
 
     def __post_init__(self) -> None:
         require(0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "between 0 and 1")
+        require(self.memory_mb >= 256, "memory_mb", self.memory_mb, "at least 256")
         if self.tokenizer == "bpe":
             valid = self.vocab_size is not None and 257 <= self.vocab_size <= 65_536
             require(valid, "vocab_size", self.vocab_size, "a bpe vocabulary has 257 to 65536 entries, e.g. 1024")
@@ -93,6 +97,8 @@ class BudgetConfig(Settings, frozen=True, kw_only=True):
         require(len(given) == 1, "budget", given, "give exactly one of steps, epochs, tokens, minutes")
         for field, value in given.items():
             require(value > 0, field, value, "greater than 0")
+        if self.target_loss is not None:
+            require(self.target_loss > 0, "target_loss", self.target_loss, "greater than 0")
         require(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1")
 
 
@@ -103,6 +109,13 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     """Sequences in a micro-batch."""
     accumulate: int = 1
     """Micro-batches whose gradients make one step."""
+    batches: Literal["windows", "streams"] = "windows"
+    """Windows from everywhere in random order; or streams that are read on and on, so that a model of fixed state
+    carries it from window to window."""
+    calibration_fraction: float = 0.0
+    """Share of the training split, at its end, that the logits' temperature is fitted on instead; 0 ≤ x ≤ 0.5."""
+    temperature: float = 1.0
+    """What the logits of the checkpoint are divided by, where it is not fitted: what an earlier run fitted."""
     seed: int = 1337
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
@@ -114,10 +127,15 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     """Steps between evaluations."""
     sample_tokens: int = 120
     """Tokens of the text sample shown at each evaluation; 0: none."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard too, where it is installed."""
 
     def __post_init__(self) -> None:
+        fraction = self.calibration_fraction
+        require(0 <= fraction <= 0.5, "calibration_fraction", fraction, "0 ≤ x ≤ 0.5 (0: no temperature)")
         for field in ("batch_size", "accumulate", "eval_every"):
             require(getattr(self, field) >= 1, field, getattr(self, field), "at least 1")
+        require(0 < self.temperature <= 10, "temperature", self.temperature, "greater than 0, at most 10")
         for field in ("seed", "sample_tokens"):
             require(getattr(self, field) >= 0, field, getattr(self, field), "at least 0")
 

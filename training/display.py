@@ -7,14 +7,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from training.trainer import EvaluationEvent, Event, StepEvent
+from training.events import EndEvent, EvaluationEvent, Event, StepEvent
+from training.overfitting import OverfittingWatch
 
 
 class Display:
     """Show the events of a run; a context manager.
 
     Args:
-        console: Where to; without a terminal only the evaluations are printed.
+        console: Where to; without a terminal only the evaluations and the end are printed.
     """
 
     def __init__(self, console: Console) -> None:
@@ -27,9 +28,8 @@ class Display:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=1.0)
-        self._loss: float | None = None
+        self._watch = OverfittingWatch()
         self._first: StepEvent | None = None
-        self._best = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -42,33 +42,50 @@ class Display:
 
     def show(self, event: Event) -> None:
         """Take in one event."""
-        if isinstance(event, StepEvent):
-            self._show_step(event)
-        else:
-            self._show_evaluation(event)
+        match event:
+            case StepEvent():
+                self._show_step(event)
+            case EvaluationEvent():
+                self._show_evaluation(event)
+            case EndEvent():
+                self._print(_describe_end(event))
 
     def _show_step(self, event: StepEvent) -> None:
         self._first = self._first or event
-        self._loss = event.loss if self._loss is None else 0.95 * self._loss + 0.05 * event.loss
+        self._watch.step(event)
         rate, left_s = self._pace(event)
-        text = f"step {event.step}  loss {self._loss:.3f}  {rate:,.0f} tokens/s  {_duration(left_s)} left{self._best}"
+        best = self._watch.best
+        known = f"  validation {best.loss:.3f}" if best else ""
+        warning = "  overfitting" if self._watch.since is not None else ""
+        text = (
+            f"step {event.step}  loss {self._watch.training_loss:.3f}{known}{warning}  "
+            f"{rate:,.0f} tokens/s  {_duration(left_s)} left"
+        )
         self._progress.update(self._task, completed=min(1.0, event.progress), description=text)
 
     def _show_evaluation(self, event: EvaluationEvent) -> None:
-        training = f"training {self._loss:.4f}  " if self._loss is not None else ""
-        mark = "  best so far" if event.is_best else ""
-        if event.is_best:
-            self._best = f"  validation {event.loss:.4f}"
-        self._console.print(
-            Text(
-                f"step {event.step:>6}  {event.tokens / 1e6:7.2f}M tokens  {_duration(event.elapsed_s):>7}  "
-                f"{training}validation {event.loss:.4f}{mark}"
-            )
-        )
+        watch = self._watch
+        watch.evaluation(event)
+        training = watch.training_loss
+        parts = [
+            f"step {event.step:>6}",
+            f"{event.tokens / 1e6:7.2f}M tokens",
+            f"{_duration(event.elapsed_s):>7}",
+            *([f"training {training:.4f}"] if training is not None else []),
+            f"validation {event.loss:.4f}",
+            *([f"({event.raw_loss:.4f} / temperature {event.temperature:.3f})"] if event.temperature != 1.0 else []),
+            *(["best so far"] if event.is_best else []),
+        ]
+        self._print("  ".join(parts))
+        if watch.since is not None and watch.best is not None:
+            self._print(f"overfitting since step {watch.since}: the best checkpoint (step {watch.best.step}) is kept")
         if event.random_estimate is not None:
-            self._console.print(f"validation as nanoGPT estimates it (200 random batches): {event.random_estimate:.4f}")
+            self._print(f"validation as nanoGPT estimates it (200 random batches): {event.random_estimate:.4f}")
         if event.text:
             self._console.print(Text(event.text, style="dim"))
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line))
 
     def _pace(self, event: StepEvent) -> tuple[float, float]:
         """Return tokens a second and seconds left, both since the first step that this display saw."""
@@ -77,6 +94,16 @@ class Display:
         if seconds <= 0 or progress <= 0:
             return 0.0, 0.0
         return (event.tokens - first.tokens) / seconds, max(0.0, 1 - event.progress) * seconds / progress
+
+
+def _describe_end(event: EndEvent) -> str:
+    seconds = max(event.elapsed_s, 1e-9)
+    return (
+        f"{event.tokens / 1e6:.2f}M tokens in {_duration(event.elapsed_s)}: {event.flops:.2g} FLOPs, "
+        f"{event.gflops_per_s:,.0f} GFLOP/s, {event.peak_memory_bytes / 1e6:,.0f} MB at most; "
+        f"{100 * event.evaluation_s / seconds:.1f} % of the time evaluating, "
+        f"{100 * event.data_s / seconds:.1f} % waiting for data"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -1,9 +1,15 @@
 """What a run writes for people: a JSON line for each event, and a picture of its curves."""
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from training.errors import TrainingError
+
+VISIBLE_NATS = 1.5
+"""Height of the picture over the lowest loss."""
 
 
 class RunLog:
@@ -23,10 +29,19 @@ class RunLog:
         path.write_bytes(b"".join(line + b"\n" for line in lines))
 
     def write(self, event: msgspec.Struct) -> None:
-        """Append one event."""
+        """Append one event.
+
+        Raises:
+            TrainingError: no room, or no permission.
+        """
         self.events.append(msgspec.to_builtins(event))
-        with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(self.events[-1]) + b"\n")
+        try:
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.encode(self.events[-1]) + b"\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self._path}: cannot write: {error.strerror}: make room, then go on with --resume"
+            ) from error
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -41,24 +56,43 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(events: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw training and validation loss against tokens, with the best evaluation marked, as a PNG."""
+    """Draw training and validation loss against tokens, with the best evaluation marked, as a PNG.
+
+    The training loss is smoothed, over its own jumps in faint gray.
+    """
     from matplotlib.figure import Figure  # half a second to import: only who draws pays
 
     steps = [event for event in events if event["event"] == "step"]
     evaluations = [event for event in events if event["event"] == "evaluation"]
+    tokens, losses = _millions(steps), [event["loss"] for event in steps]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([e["tokens"] / 1e6 for e in steps], [e["loss"] for e in steps], lw=0.8, color="0.6", label="training")
+    axes.plot(tokens, losses, lw=0.6, color="0.85")
+    axes.plot(tokens, _smooth(losses), lw=1.4, color="0.4", label="training, smoothed")
     if evaluations:
-        xs, ys = [e["tokens"] / 1e6 for e in evaluations], [e["loss"] for e in evaluations]
-        best = min(range(len(ys)), key=ys.__getitem__)
-        axes.plot(xs, ys, marker="o", ms=4, color="tab:blue", label="validation (whole split)")
-        axes.annotate(f"{ys[best]:.4f}", (xs[best], ys[best]), textcoords="offset points", xytext=(0, 10), ha="center")
+        places, validation = _millions(evaluations), [event["loss"] for event in evaluations]
+        best = min(range(len(validation)), key=validation.__getitem__)
+        axes.plot(places, validation, marker="o", ms=3, color="tab:blue", label="validation, whole split")
+        label = f"best: {validation[best]:.4f} at step {evaluations[best]['step']}"
+        axes.plot(places[best], validation[best], "o", ms=8, mfc="none", mew=1.6, color="tab:red", label=label)
         # The first steps fall from ln(vocabulary): what matters is below.
-        axes.set_ylim(min([*ys, *(e["loss"] for e in steps)]) - 0.1, max(ys[0], ys[best] + 0.8) + 0.1)
-    axes.set(xlabel="million tokens", ylabel="loss, nats a token", title=title)
+        lowest, highest = min([*validation, *_smooth(losses)]), max(validation)
+        axes.set_ylim(lowest - 0.05, min(highest, lowest + VISIBLE_NATS) + 0.05)
+    axes.set(xlabel="million tokens", ylabel="loss, nats a token", title=title, xlim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     aside = path.with_name(f".{path.name}.new")
     figure.savefig(aside, dpi=120, format="png")
     aside.replace(path)
+
+
+def _millions(events: list[dict[str, Any]]) -> list[float]:
+    return [event["tokens"] / 1e6 for event in events]
+
+
+def _smooth(losses: list[float]) -> list[float]:
+    """Return for each loss the mean of those around it, of as many as are one fiftieth of all."""
+    reach = len(losses) // 100
+    sums = list(accumulate(losses, initial=0.0))
+    bounds = [(max(0, at - reach), min(len(losses), at + reach + 1)) for at in range(len(losses))]
+    return [(sums[last] - sums[first]) / (last - first) for first, last in bounds]

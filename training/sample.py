@@ -30,7 +30,7 @@ def sample(
     device = next(model.parameters()).device
     ids = list(token_ids)
     while True:
-        window = torch.tensor([ids[-model.config.context_length :]], device=device)  # (1, T)
+        window = torch.tensor([ids[-model.state_spec.max_context :]], device=device)  # (1, T)
         logits = model(window)[0, -1].float().cpu()  # (V,)
         logits[sorted(banned)] = float("-inf")
         if temperature == 0:

@@ -1,74 +1,50 @@
 """The loop: steps, now and then an evaluation, and a saved state from which it goes on as if nothing had happened."""
 
+import hashlib
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import torch
 
+from training.calibration import scaled_logits
 from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
-from training.data.batches import RandomBatches
+from training.costs import count_costs
 from training.data.prepare import PreparedData
+from training.distributed import ALONE, Ranks
 from training.errors import TrainingError
-from training.evaluate import evaluate, random_estimate
+from training.events import EndEvent, Ending, EvaluationEvent, Event, StepEvent
+from training.examiner import Examination, Examiner
+from training.feed import Feed
+from training.gradients import find_gradients, shrink_micro_batches
+from training.memory import peak_memory_bytes
 from training.models.devices import choose_device, choose_dtype
 from training.models.families import make_model
-from training.objectives import cross_entropy
 from training.optim import Average, Optimizer
-from training.resume import ResumeState, load_resume, save_resume
-from training.sample import sample
-
-SAMPLE_SEED = 1
-
-
-class StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="step"):
-    """One optimizer step was made."""
-
-    step: int
-    tokens: int
-    elapsed_s: float
-    progress: float
-    """Share of the budget that is used, 0 to 1."""
-    loss: float
-    """Mean nats a token over the step's batch, before the step."""
-    grad_norm: float
-
-
-class EvaluationEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="evaluation"):
-    """The validation split was read."""
-
-    step: int
-    tokens: int
-    elapsed_s: float
-    loss: float
-    """Mean nats a token over the whole split."""
-    nats_per_char: float
-    bits_per_byte: float
-    random_estimate: float | None
-    """nanoGPT's estimate, at the end of the run only: it costs several times the whole split."""
-    is_best: bool
-    text: str
-    """What the model writes now."""
-
-
-Event = StepEvent | EvaluationEvent
-Ending = Literal["budget", "target", "patience"]
+from training.resume import (
+    Parts,
+    ResumeState,
+    load_rng_tensors,
+    read_resume_parts,
+    read_resume_state,
+    rng_tensors,
+    save_resume,
+)
+from training.stopping import used_share, why_ended
 
 
 class Trainer:
-    """One run.
+    """One run, or one process of it.
 
     Args:
         config: Its settings.
         data: The prepared text.
         folder: Of the run: `checkpoint/` holds the best weights, `resume.safetensors` the last state.
         resume: Go on from `resume.safetensors` instead of starting anew.
+        ranks: The processes of the run; each makes a `Trainer` of the same arguments.
         clock: Seconds, monotonic.
         notice: Where one line for the user goes.
 
@@ -83,29 +59,38 @@ class Trainer:
         folder: Path,
         *,
         resume: bool = False,
+        ranks: Ranks = ALONE,
         clock: Callable[[], float] = time.monotonic,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.data = data
         self.folder = folder
+        self.ranks = ranks
         model_config = config.model.replace(vocab_size=data.tokenizer.vocab_size)
         self.config = config.replace(model=model_config)
         self.device = choose_device(config.run.device)
         self.dtype = choose_dtype(config.run.dtype, self.device)
-        torch.manual_seed(config.run.seed)
+        torch.manual_seed(config.run.seed + ranks.rank)  # each process drops out other elements
         self.model = make_model(model_config, torch.Generator().manual_seed(config.run.seed)).to(self.device).train()
         self.optimizer = Optimizer(self.model, config.optim)
         self.average = Average(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.batches = RandomBatches(
-            data.train, config.run.batch_size, model_config.context_length, seed=config.run.seed
+        if config.run.calibration_fraction or config.run.temperature != 1:
+            self.model.scale_logits(1.0)  # changes nothing, unless it refuses
+        border = round((1 - config.run.calibration_fraction) * len(data.train))
+        self.train_tokens, self.calibration_tokens = data.train[:border], data.train[border:]
+        self.feed = Feed(
+            config.run, self.train_tokens, model_config.context_length, self.model.state_spec, self.device, ranks, clock
         )
+        self._examiner = Examiner(self.config, data, self.calibration_tokens, self.dtype, ranks, clock)
         self.state = ResumeState(config=self.config, corpus_sha256=data.corpus_sha256)
-        if resume:
-            self.state = self._resume()
         self._clock = clock
+        self._notice = notice
+        if resume:
+            self._resume()
         self._started = clock() - self.state.elapsed_s
         if config.run.compile:
-            self._compile(notice)
+            self._compile()
+        self._parallel = ranks.parallel(self.model)
 
     @property
     def resume_file(self) -> Path:
@@ -115,23 +100,12 @@ class Trainer:
     @property
     def progress(self) -> float:
         """Share of the budget that is used."""
-        budget, state = self.config.budget, self.state
-        if budget.minutes is not None:
-            return state.elapsed_s / (60 * budget.minutes)
-        if budget.steps is not None:
-            return state.step / budget.steps
-        limit = budget.tokens if budget.tokens is not None else (budget.epochs or 0) * len(self.data.train)
-        return state.tokens / limit
+        return used_share(self.config.budget, self.state, len(self.train_tokens))
 
     @property
     def ending(self) -> Ending | None:
         """Why the run is over; None while it is not."""
-        budget, state = self.config.budget, self.state
-        if budget.target_loss is not None and state.best_loss is not None and state.best_loss <= budget.target_loss:
-            return "target"
-        if budget.patience is not None and state.evaluations_without_best >= budget.patience:
-            return "patience"
-        return "budget" if self.progress >= 1 else None
+        return why_ended(self.config.budget, self.state, len(self.train_tokens))
 
     def run(self) -> Iterator[Event]:
         """Train to the end of the budget, yielding what happens; the state is saved after each evaluation."""
@@ -140,35 +114,25 @@ class Trainer:
             if self.state.step % self.config.run.eval_every == 0 or self.ending:
                 yield self.evaluate()
                 self.save()
+                if self.ending:
+                    yield self._end(self.ending)
 
     def train_step(self) -> StepEvent:
         """Make one optimizer step from `accumulate` micro-batches.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or there is no memory for a single row.
         """
-        progress, accumulate = self.progress, self.config.run.accumulate
-        loss, num_tokens = 0.0, 0
-        for index in range(accumulate):
-            inputs, targets = self.batches.batch(self.state.step * accumulate + index)  # (B, T)
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                logits = self.model(inputs.to(self.device))  # (B, T, V)
-            batch_loss = cross_entropy(logits, targets.to(self.device)) / accumulate
-            torch.autograd.backward(batch_loss)
-            loss += float(batch_loss.detach())
-            num_tokens += targets.numel()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {self.state.step}: the loss is {loss}; lower the learning rates (--set optim.matrix_lr=…); "
-                f"the best checkpoint so far stays in {self.folder}"
-            )
+        progress = self.progress
+        loss = self._find_gradients()
+        self._require_finite(loss)
         grad_norm = self.optimizer.step(progress)
-        self._advance(num_tokens)
-        state = self.state
+        self.feed.advance()
+        self._advance()
         return StepEvent(
-            step=state.step,
-            tokens=state.tokens,
-            elapsed_s=state.elapsed_s,
+            step=self.state.step,
+            tokens=self.state.tokens,
+            elapsed_s=self.state.elapsed_s,
             progress=self.progress,
             loss=loss,
             grad_norm=grad_norm,
@@ -179,93 +143,148 @@ class Trainer:
         if self.average:
             self.average.swap(self.model)
         with torch.compiler.set_stance("force_eager"):  # compiled for one shape, and here every shape comes
-            event = self._evaluate()
-        if event.is_best:
-            self._save_best(event.nats_per_char)
+            found = self._examiner.examine(self.model)
+            is_best = self._take_in(found)
+            estimate = self._examiner.estimate(self.model, found.temperature) if self.ending else None
+        if is_best and self.ranks.is_first:
+            self._save_best(found)
         if self.average:
             self.average.swap(self.model)
-        return event
-
-    def save(self) -> None:
-        """Write the state from which `resume=True` goes on, bit for bit."""
-        save_resume(self.resume_file, self.state, self.model, self.optimizer, self.average)
-
-    def _evaluate(self) -> EvaluationEvent:
-        result = evaluate(self.model, self.data, self.config.model.context_length, dtype=self.dtype)
-        best = self.state.best_loss
-        is_best = best is None or result.loss < best
-        estimate = self._random_estimate() if self.ending else None
-        text = self._write_sample()
-        self.state = self.state.replace(
-            best_loss=result.loss if is_best else best,
-            evaluations_without_best=0 if is_best else self.state.evaluations_without_best + 1,
-            elapsed_s=self._clock() - self._started,
-        )
         return EvaluationEvent(
             step=self.state.step,
             tokens=self.state.tokens,
             elapsed_s=self.state.elapsed_s,
-            loss=result.loss,
-            nats_per_char=result.nats_per_char,
-            bits_per_byte=result.bits_per_byte,
+            loss=found.evaluation.loss,
+            nats_per_char=found.evaluation.nats_per_char,
+            bits_per_byte=found.evaluation.bits_per_byte,
+            raw_loss=found.evaluation.raw_loss,
+            temperature=found.temperature,
             random_estimate=estimate,
             is_best=is_best,
-            text=text,
+            text=found.text,
         )
 
-    def _resume(self) -> ResumeState:
-        state = load_resume(self.resume_file, self.model, self.optimizer, self.average)
+    def save(self) -> None:
+        """Write the state from which `resume=True` goes on, bit for bit; every process must call."""
+        parts: Parts = {
+            "model": dict(self.model.named_parameters()),
+            "optimizer": self.optimizer.state_tensors(),
+            "average": self.average.weights if self.average else {},
+            "state": self.feed.state_tensors(),
+            "rng": rng_tensors(self.ranks),
+        }
+        if self.ranks.is_first:
+            save_resume(self.resume_file, self.state, parts)
+
+    def _resume(self) -> None:
+        state = read_resume_state(self.resume_file)
         if state.corpus_sha256 != self.data.corpus_sha256:
             raise TrainingError(f"{self.resume_file}: was trained on another text; give the same --data as before")
-        return state.replace(config=self.config)
+        parts = read_resume_parts(self.resume_file, self.device)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(parts["model"][name])
+        self.optimizer.load_state_tensors(dict(parts["optimizer"]))
+        if self.average:
+            self.average.weights = dict(parts["average"])
+        self.feed.load_state_tensors(parts["state"])
+        load_rng_tensors(parts["rng"], self.ranks)
+        self.state = state.replace(config=self.config)
 
-    def _advance(self, num_tokens: int) -> None:
+    def _find_gradients(self) -> float:
+        """Leave the gradient of the step's batch in the weights, and return its mean loss."""
+        while (loss := self._try_gradients()) is None:
+            run = shrink_micro_batches(self.config.run, self.ranks.num_ranks)
+            self.config = self.config.replace(run=run)
+            self.state = self.state.replace(config=self.config)
+            self.model.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._notice(
+                f"out of memory: going on with run.batch_size = {run.batch_size} and run.accumulate = "
+                f"{run.accumulate}, which is the same batch a step"
+            )
+        return self.ranks.sum(loss) / self.ranks.num_ranks
+
+    def _try_gradients(self) -> float | None:
+        return find_gradients(
+            self._parallel,
+            self.feed,
+            self.state.step,
+            self.config.run.accumulate,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def _require_finite(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        inputs, _ = self.feed.batches.batch(self.state.step)
+        batch_hash = hashlib.sha256(inputs.numpy().tobytes()).hexdigest()[:12]
+        best = self.folder / "checkpoint"
+        kept = f"the best checkpoint so far stays in {best}" if best.exists() else "there is no checkpoint yet"
+        raise TrainingError(
+            f"step {self.state.step}: the loss is {loss} (batch {batch_hash}): lower the learning rates (--set "
+            f"optim.matrix_lr=…); {kept}"
+        )
+
+    def _advance(self) -> None:
+        run = self.config.run
         self.state = self.state.replace(
             step=self.state.step + 1,
-            tokens=self.state.tokens + num_tokens,
-            elapsed_s=self._clock() - self._started,
+            tokens=self.state.tokens + run.batch_size * run.accumulate * self.config.model.context_length,
+            elapsed_s=self._elapsed(),
+            data_s=self.state.data_s + self.feed.take_seconds(),
         )
         if self.average:
             self.average.update(self.model, self.state.step)
 
-    def _save_best(self, nats_per_char: float) -> None:
-        save_checkpoint(
-            self.folder / "checkpoint",
-            self.model,
-            self.data.tokenizer,
-            self.config,
-            dtype=self.dtype,
-            corpus_sha256=self.data.corpus_sha256,
-            step=self.state.step,
-            tokens=self.state.tokens,
-            validation_loss=nats_per_char,
+    def _take_in(self, found: Examination) -> bool:
+        """Count an examination, and tell whether it is the best so far."""
+        loss, best = found.evaluation.loss, self.state.best_loss
+        is_best = loss < (math.inf if best is None else best)  # never where it is not a number
+        self.state = self.state.replace(
+            best_loss=loss if is_best else best,
+            evaluations_without_best=0 if is_best else self.state.evaluations_without_best + 1,
+            elapsed_s=self._elapsed(),
+            evaluation_s=self.state.evaluation_s + found.seconds,
+        )
+        return is_best
+
+    def _elapsed(self) -> float:
+        """Return the first process' time: a budget in minutes must not end for one and go on for another."""
+        return self.ranks.of_first(self._clock() - self._started)
+
+    def _save_best(self, found: Examination) -> None:
+        with scaled_logits(self.model, 1 / found.temperature):
+            save_checkpoint(
+                self.folder / "checkpoint",
+                self.model,
+                self.data.tokenizer,
+                self.config,
+                dtype=self.dtype,
+                corpus_sha256=self.data.corpus_sha256,
+                step=self.state.step,
+                tokens=self.state.tokens,
+                validation_loss=found.evaluation.nats_per_char,
+            )
+
+    def _end(self, ending: Ending) -> EndEvent:
+        state = self.state
+        return EndEvent(
+            step=state.step,
+            tokens=state.tokens,
+            elapsed_s=state.elapsed_s,
+            ending=ending,
+            data_s=state.data_s,
+            evaluation_s=state.evaluation_s,
+            flops=float(count_costs(self.config.model).flops_per_token) * state.tokens,
+            peak_memory_bytes=peak_memory_bytes(self.device),
         )
 
-    def _random_estimate(self) -> float:
-        run, context = self.config.run, self.config.model.context_length
-        return random_estimate(
-            self.model, self.data.validation, context, batch_size=run.batch_size, seed=run.seed, dtype=self.dtype
-        )
-
-    def _write_sample(self) -> str:
-        if not self.config.run.sample_tokens:
-            return ""
-        tokenizer = self.data.tokenizer
-        self.model.eval()
-        drawn = sample(
-            self.model,
-            self.data.validation[:1].tolist(),
-            temperature=0.8,
-            banned=tokenizer.special_ids,
-            generator=torch.Generator().manual_seed(SAMPLE_SEED),
-        )
-        text = tokenizer.decode(list(islice(drawn, self.config.run.sample_tokens)))
-        self.model.train()
-        return text
-
-    def _compile(self, notice: Callable[[str], None]) -> None:
+    def _compile(self) -> None:
         if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-            notice("no C++ compiler (g++) here: going on without torch.compile, somewhat slower")
+            self._notice("no C++ compiler (g++) here: going on without torch.compile, somewhat slower")
             return
         for block in self.model.blocks:
             block.compile()  # in place: parameter names stay as they are

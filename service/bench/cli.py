@@ -68,7 +68,10 @@ def engine(
     ] = [],  # noqa: B006
     json_file: JsonOption = None,
 ) -> None:
-    """Measure the engine alone, beside other engines on the same weights, and beside the machine's limits."""
+    """Measure the engine alone, beside other engines on the same weights, and beside the machine's limits.
+
+    Beside a model that is no GPT, one of as many parameters is measured.
+    """
     os.environ.setdefault(*SPIN_COUNT)  # as a server's workers have it
     bind(cpus, threads)
     machine, batches = read_machine(), read_counts("--batch", batch)
@@ -79,6 +82,8 @@ def engine(
 
     chosen = choose_model(checkpoint, shape, context.obj)
     with open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens) as subject:
+        if against == ["auto"] and not subject.is_gpt:
+            choices = []  # the peers have GPTs alone
         figures = measure_engine(subject, settings, choices, batches, rounds)
     facts = subject.describe() | figures.engine | {"rounds": rounds}
     report = Report(command=command_line(), machine=machine, settings=facts | figures.facts(), results=figures.results)

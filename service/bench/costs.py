@@ -1,8 +1,14 @@
 """What computing a model takes, whoever does it."""
 
 import msgspec
+import torch
 
-from training.model_config import GPTConfig
+from service.engine.paged_kv import PagedKV
+from service.engine.recurrent_slots import Slots
+from training.costs import count_costs as count_weights
+from training.model_config import ModelConfig
+from training.models.base import SlotSpec
+from training.models.families import make_model
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
@@ -17,6 +23,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Of one weight."""
     kv_bytes: int
     """Keys and values of one token."""
+    slot_bytes: int
+    """State of one sequence, however long."""
 
     def flops(self, batch: int, prompt_tokens: int, max_tokens: int) -> int:
         """Return the multiplications and additions by weights for whole answers; of a prompt only its last logits."""
@@ -24,24 +32,25 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         return 2 * batch * (self.layer_weights * positions + self.head_weights * max_tokens)
 
     def step_bytes(self, batch: int, prompt_tokens: int, max_tokens: int) -> float:
-        """Return what a step that only decodes reads: weights once, keys and values half-way through the answers."""
+        """Return what a step that only decodes reads: weights once, and the past half-way through the answers."""
         weights = (self.layer_weights + self.head_weights) * self.weight_bytes
-        return weights + batch * self.kv_bytes * (prompt_tokens + max_tokens / 2)
+        return weights + batch * (self.slot_bytes + self.kv_bytes * (prompt_tokens + max_tokens / 2))
 
 
-def count_costs(config: GPTConfig, dtype: str) -> Costs:
-    """Count for a model of the Qwen3 layout, or any other (without its biases).
+def count_costs(config: ModelConfig, dtype: str) -> Costs:
+    """Count for a model of any family, without its biases.
 
     Args:
         config: Its shape.
         dtype: fp32, bf16 or int8.
     """
-    wide, narrow = config.n_head * config.head_width, config.kv_heads * config.head_width
-    num_mlp = 3 if config.activation == "swiglu" else 2
-    layer = config.n_embd * (2 * wide + 2 * narrow + num_mlp * config.hidden_width)
+    with torch.device("meta"):
+        spec = make_model(config).state_spec
+    weights, kept_in = count_weights(config), torch.float32 if dtype == "fp32" else torch.bfloat16
     return Costs(
-        layer_weights=config.n_layer * layer,
-        head_weights=config.n_embd * config.vocab_size,
+        layer_weights=weights.matrices,
+        head_weights=weights.head,
         weight_bytes=WEIGHT_BYTES[dtype],
-        kv_bytes=config.n_layer * 2 * narrow * (4 if dtype == "fp32" else 2),
+        kv_bytes=0 if isinstance(spec, SlotSpec) else PagedKV.page_bytes(spec, 1, kept_in),
+        slot_bytes=Slots.slot_bytes(spec, kept_in) if isinstance(spec, SlotSpec) else 0,
     )

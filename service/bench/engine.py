@@ -1,7 +1,7 @@
 """`minigpt bench engine`: the engine alone, beside others on the same weights, and beside what the machine can do."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,16 +10,20 @@ import torch
 from rich.table import Table
 
 from service.bench.costs import Costs, count_costs
+from service.bench.gpt_beside import open_gpt_beside
 from service.bench.limits import Limits, measure_limits
 from service.bench.offline import EngineRun, OfflineEngine
 from service.bench.peers.choice import PeerChoice
-from service.bench.peers.process import Peer, start_peer
+from service.bench.peers.process import start_peer
 from service.bench.rounds import Side, compare, measure_in_turn, median_speed
 from service.bench.subject import Subject
 from service.config import EngineSettings
 from service.protocol import Request
 
 MEBIBYTE = 2**20
+
+Compute = Callable[[Sequence[Request]], EngineRun]
+"""Computes a batch."""
 
 
 class EngineResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +59,8 @@ def measure_engine(
 ) -> EngineFigures:
     """Compute each batch with minigpt's engine and each peer, in turn.
 
+    Beside a model that is no GPT stands a GPT of as many parameters, in the same engine.
+
     Raises:
         CheckpointError: the folder is refused.
         SettingError: the model does not fit the settings or the context, or a peer fails.
@@ -65,7 +71,11 @@ def measure_engine(
     with ExitStack() as stack:
         started = (start_peer(choice, subject, engine.info, max(batches)) for choice in choices)
         peers = [stack.enter_context(peer) for peer in started]
-        results = [_measure_batch(engine, peers, subject, batch, rounds) for batch in batches]
+        beside: dict[str, Compute] = {peer.name: peer.run for peer in peers}
+        if not subject.is_gpt:
+            gpt = stack.enter_context(open_gpt_beside(subject))
+            beside[f"GPT {gpt.name}"] = _computing(OfflineEngine(gpt, settings))
+        results = [_measure_batch(engine, beside, subject, batch, rounds) for batch in batches]
     return EngineFigures(
         results=results,
         engine=engine.describe(),
@@ -78,11 +88,15 @@ def measure_engine(
     )
 
 
+def _computing(engine: OfflineEngine) -> Compute:
+    return lambda requests: engine.run(requests, len(requests))
+
+
 def _measure_batch(
-    engine: OfflineEngine, peers: Sequence[Peer], subject: Subject, batch: int, rounds: int
+    engine: OfflineEngine, beside: Mapping[str, Compute], subject: Subject, batch: int, rounds: int
 ) -> EngineResult:
-    ours: Side[Sequence[Request], EngineRun] = Side(lambda load: engine.run(load, batch))
-    others = {peer.name: Side(peer.run) for peer in peers}
+    ours = Side(_computing(engine))
+    others = {name: Side(compute) for name, compute in beside.items()}
     loads = [subject.requests(batch, seed) for seed in range(rounds + 1)]
     measure_in_turn([ours, *others.values()], loads)
     return EngineResult(batch=batch, minigpt=ours.runs, peers={name: side.runs for name, side in others.items()})
@@ -105,7 +119,9 @@ def engine_table(figures: EngineFigures, title: str) -> Table:
 def engine_notes(figures: EngineFigures) -> list[str]:
     """Return the lines under the table."""
     peak = max(run.kv_cache_peak_bytes for result in figures.results for run in result.minigpt)
-    notes = [f"Keys and values: at most {peak / MEBIBYTE:.2f} of {figures.kv_cache_bytes / MEBIBYTE:.1f} MiB."]
+    notes = [
+        f"Keys and values, or states: at most {peak / MEBIBYTE:.2f} of {figures.kv_cache_bytes / MEBIBYTE:.1f} MiB."
+    ]
     if figures.versions:
         notes.append("Peers: " + ", ".join(f"{name} {version}" for name, version in figures.versions.items()) + ".")
     return notes

@@ -15,14 +15,13 @@ DEFAULT_SHAPE = "6x384"
 
 Api = Literal["auto", "generate", "completions"]
 """What a server speaks."""
-GgufType = Literal["f32", "bf16", "q8_0"]
-"""How a GGUF file holds its matrices."""
 
 CheckpointOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Checkpoint to measure. Default: the bundled one.")
 ]
 ShapeOption = Annotated[
-    str | None, typer.Option(metavar="LAYERSxWIDTH", help="Measure random weights of this shape, e.g. 6x384.")
+    str | None,
+    typer.Option(metavar="[FAMILY:]LAYERSxWIDTH", help="Measure random weights of this shape, e.g. 6x384, lstm:2x512."),
 ]
 VocabOption = Annotated[int, typer.Option(help="Entries of the vocabulary of a --shape.")]
 PromptOption = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]

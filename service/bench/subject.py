@@ -4,21 +4,21 @@ import contextlib
 import random
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
-from service.config import parse_settings
 from service.errors import SettingError
 from service.protocol import Request, SamplingParams
 from training.checkpoint import save_checkpoint
 from training.config import BudgetConfig, TrainConfig
 from training.manifest import CONFIG, TOKENIZER, resolve_checkpoint
-from training.model_config import GPTConfig
-from training.models.gpt import GPT
+from training.model_config import DEFAULT_FAMILY, GPTConfig, ModelConfig, parse_model_config
+from training.models.families import make_model
 from training.models.layouts import from_hf_config
 from training.tokenizers.base import Tokenizer
 from training.tokenizers.char import CharTokenizer
@@ -27,6 +27,13 @@ from training.tokenizers.loading import load_tokenizer
 SEED = 1337
 HEAD_WIDTH = 64
 MIN_CONTEXT = 256
+FAMILIES: Mapping[str, Mapping[str, str]] = {
+    "gpt": {"family": "gpt"},
+    **{cell: {"family": "recurrent", "cell": cell} for cell in ("rnn", "lstm", "gru")},
+    "mlp": {"family": "mlp"},
+    "conv": {"family": "conv"},
+}
+"""What a shape may begin with → what it says."""
 FIRST_CHARACTER = 0x100
 MAX_VOCAB = 0xD800 - FIRST_CHARACTER
 """From there on come the surrogates, which are no characters."""
@@ -41,9 +48,14 @@ class Subject:
     folder: Path
     """Its checkpoint."""
     tokenizer: Tokenizer
-    config: GPTConfig
+    config: ModelConfig
     prompt_tokens: int
     max_tokens: int
+
+    @property
+    def is_gpt(self) -> bool:
+        """Whether other engines may have it, too."""
+        return isinstance(self.config, GPTConfig)
 
     def requests(self, count: int, seed: int = 0) -> list[Request]:
         """Return requests with random prompts, whose answers are greedy and exactly `max_tokens` long.
@@ -86,7 +98,7 @@ def open_subject(model: Path | str, vocab_size: int, *, prompt_tokens: int, max_
     """Give a checkpoint as it is, or, for the time of the context, one of random weights.
 
     Args:
-        model: Folder of a checkpoint or of a run; or a shape, `LAYERSxWIDTH`.
+        model: Folder of a checkpoint or of a run; or a shape, `[FAMILY:]LAYERSxWIDTH`.
         vocab_size: Entries of the vocabulary of a shape.
         prompt_tokens: Tokens of each prompt.
         max_tokens: Tokens of each answer; a shape gets a context that holds both.
@@ -109,43 +121,57 @@ def open_subject(model: Path | str, vocab_size: int, *, prompt_tokens: int, max_
         )
 
 
-def read_shape(shape: str, vocab_size: int, context_length: int) -> GPTConfig:
-    """Return the model that `LAYERSxWIDTH` means: heads of 64, the rest as in `GPTConfig`.
+def read_shape(shape: str, vocab_size: int, context_length: int) -> ModelConfig:
+    """Return the model that `[FAMILY:]LAYERSxWIDTH` means; what it does not say is as the family's config has it.
+
+    A GPT has heads of 64. The width of an MLP is that of its hidden layers.
 
     Raises:
         SettingError: it means none.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)", shape)
-    if match is None:
-        raise SettingError(f"--shape {shape}: write LAYERSxWIDTH, e.g. 6x384")
+    match = re.fullmatch(r"(?:(\w+):)?(\d+)x(\d+)", shape)
+    family = (match and match[1]) or DEFAULT_FAMILY
+    if match is None or family not in FAMILIES:
+        raise SettingError(
+            f"--shape {shape}: write [FAMILY:]LAYERSxWIDTH, e.g. 6x384 or lstm:2x512; families: {', '.join(FAMILIES)}"
+        )
     if not 3 <= vocab_size <= MAX_VOCAB:
         raise SettingError(f"--vocab {vocab_size}: 3 to {MAX_VOCAB}")
-    n_layer, n_embd = map(int, match.groups())
-    fields = {
+    n_layer, width = int(match[2]), int(match[3])
+    fields: dict[str, Any] = {
+        **FAMILIES[family],
         "n_layer": n_layer,
-        "n_embd": n_embd,
-        "n_head": max(1, n_embd // HEAD_WIDTH),
-        "head_dim": min(HEAD_WIDTH, n_embd),
+        "n_hidden" if family == "mlp" else "n_embd": width,
         "vocab_size": vocab_size,
         "context_length": max(MIN_CONTEXT, context_length),
     }
-    return parse_settings(GPTConfig, fields)
+    if family == DEFAULT_FAMILY:
+        fields |= {"n_head": max(1, width // HEAD_WIDTH), "head_dim": min(HEAD_WIDTH, width)}
+    try:
+        return parse_model_config(fields)
+    except msgspec.ValidationError as error:
+        raise SettingError(f"--shape {shape}: {error}") from error
 
 
-def save_random(parent: Path, shape: str, vocab_size: int, context_length: int) -> Path:
-    """Write a checkpoint of random weights, whose vocabulary is characters; return its folder, named like the shape.
+def save_random(
+    parent: Path, shape: str, vocab_size: int, context_length: int, tokenizer: Tokenizer | None = None
+) -> Path:
+    """Write a checkpoint of random weights; return its folder, named like the shape.
+
+    Its vocabulary is that of `tokenizer`, or characters.
 
     Raises:
         SettingError: no such shape.
     """
     config = read_shape(shape, vocab_size, context_length)
     generator = torch.Generator().manual_seed(SEED)
-    model = GPT(config, generator)
+    model = make_model(config, generator)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):  # zero at the start of a training
+        for parameter in model.parameters():
+            if parameter.dim() == 2 and not parameter.any():  # zero at the start of a training
                 parameter.normal_(0.0, 0.02, generator=generator)
     characters = map(chr, range(FIRST_CHARACTER, FIRST_CHARACTER + config.vocab_size - 2))
     train_config = TrainConfig(budget=BudgetConfig(steps=1), model=config)
-    save_checkpoint(parent / shape, model, CharTokenizer(characters), train_config)
-    return parent / shape
+    folder = parent / shape.replace(":", "-")
+    save_checkpoint(folder, model, tokenizer or CharTokenizer(characters), train_config)
+    return folder

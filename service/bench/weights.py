@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from service.bench.gguf_file import write_gguf
-from service.bench.options import GgufType
 from service.bench.subject import MIN_CONTEXT, save_random
 from service.errors import SettingError
+from training.exchange.formats import GgufType
+from training.exchange.gguf_file import write_gguf
 from training.manifest import resolve_checkpoint
 
 
@@ -21,8 +21,9 @@ def write_weights(model: Path | str, vocab_size: int, out: Path, types: Sequence
         types: Of the weights, a GGUF file each.
 
     Raises:
-        SettingError: no such shape or type, or a model that GGUF does not hold.
-        CheckpointError: no checkpoint there.
+        SettingError: no such shape or type.
+        CheckpointError: no checkpoint there, or a model that GGUF does not hold.
+        ConfigError: widths that a type does not hold.
     """
     unknown = set(types) - set(get_args(GgufType))
     if unknown:

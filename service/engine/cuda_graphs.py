@@ -74,10 +74,11 @@ class _Bucket:
     def __init__(self, size: int, model: GPT, kv: PagedKV, attention: Attention, record: Recorder) -> None:
         self.size = size
         self._kv = kv
+        self._num_before = model.num_before
         max_context = model.state_spec.max_context
         self._width = -(-max_context // kv.page_size)
         self._flat = torch.from_numpy(self._pack([])).to(kv.keys.device)
-        inputs = StepInputs(self._flat, [1] * size, [max_context] * size)
+        inputs = StepInputs(self._flat, [1] * size, [max_context] * size, model.num_before)
 
         def step() -> Tensor:
             hidden = model.hidden(inputs.token_ids, attention(kv, inputs))[0]  # (size, C)
@@ -92,8 +93,14 @@ class _Bucket:
         return self._replay()[: len(works)]
 
     def _pack(self, works: Ordered[Work]) -> Integers:
-        unused, scratch_page = self.size - len(works), self._kv.num_pages - 1
-        return pack(works, self._kv.page_size, width=self._width, num_unused=unused, scratch_page=scratch_page)
+        return pack(
+            works,
+            self._kv.page_size,
+            width=self._width,
+            num_before=self._num_before,
+            num_unused=self.size - len(works),
+            scratch_page=self._kv.num_pages - 1,
+        )
 
 
 class GraphRecorder:

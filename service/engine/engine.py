@@ -67,7 +67,7 @@ class EngineInfo(NamedTuple):
     """Arithmetic of the products."""
     num_threads: int
     kv_cache_bytes: int
-    """Most that keys and values may take."""
+    """Most that keys and values, or recurrent states, may take."""
 
     @property
     def exact(self) -> bool:
@@ -76,7 +76,7 @@ class EngineInfo(NamedTuple):
 
     def __str__(self) -> str:
         megabytes = round(self.kv_cache_bytes / 2**20)
-        return f"{self.kernels} kernels in {self.dtype} on {self.device}, {megabytes} MiB for keys and values"
+        return f"{self.kernels} kernels in {self.dtype} on {self.device}, {megabytes} MiB of state"
 
 
 class Engine:

@@ -45,6 +45,10 @@ class FlashState:
         """Return the position of each token in its own sequence, `(1, T)`."""
         return self._inputs.positions
 
+    def before(self, distance: int) -> Tensor:
+        """Return the token `distance` places before each token in its own sequence, `(1, T)`; 0 where there is none."""
+        return self._inputs.before[distance - 1].long()
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """Append keys and values, attend each token to its own sequence; `(1, T, H, D)` to `(1, T, H, D)`."""
         self._kv.append(k, v, self._written, layer)

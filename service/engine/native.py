@@ -16,6 +16,7 @@ from service.engine.kernels.library import PAGE_SIZE, Layer, Linear, Model, Step
 from service.engine.scheduler import Work
 from training.model_config import GPTConfig
 from training.models.attention import rotary_table
+from training.models.families import AnyModel
 from training.models.gpt import GPT
 from training.models.layouts import is_portable
 
@@ -26,7 +27,7 @@ ZERO = 128
 """What stands for 0 among the int8 kernels' activations."""
 
 
-def why_not_native(model: GPT, page_size: int) -> str | None:
+def why_not_native(model: AnyModel, page_size: int) -> str | None:
     """Return what keeps the kernels from running `model` with pages of this size; None if nothing does."""
     config = model.config
     if model.lm_head.weight.device.type != "cpu":

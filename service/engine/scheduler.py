@@ -12,7 +12,7 @@ from service.engine.state_pool import PagePool
 FIXED_COST = 4
 """Of a step, whatever is in it: reading the weights, Python. In bf16 it is about 7; the rest is room for noise."""
 POSITIONS = 384
-"""A token with so many before it costs 1 more, for it attends to them."""
+"""A token with so many before it in full pages costs 1 more, for it attends to them; a slot is never full."""
 PREFILL_SHARE = 2
 """Prefill may cost twice what the rest of a step does, for each that waits: with one long prompt a token should come no
 later than 3 times the usual, and a crowd is not kept waiting for the sake of a few."""
@@ -118,7 +118,7 @@ class Scheduler:
         budget = shares * (FIXED_COST + num_decodes) if num_decodes else math.inf
         unfinished = self._unfinished()
         while room and budget >= 1 and (sequence := next(unfinished, None)):
-            cost = 1 + sequence.num_computed_tokens / POSITIONS
+            cost = 1 + self._pool.in_full_pages(sequence.num_computed_tokens) / POSITIONS
             num_tokens = max(1, int(min(sequence.num_to_compute, room, budget / cost)))
             works.append(self._plan(sequence, num_tokens))
             room -= num_tokens

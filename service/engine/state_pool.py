@@ -46,6 +46,10 @@ class PagePool:
         """Return how many pages `num_tokens` fill."""
         return -(-num_tokens // self.page_size)
 
+    def in_full_pages(self, num_tokens: int) -> int:
+        """Return how many of the first `num_tokens` stand in full pages."""
+        return num_tokens - num_tokens % self.page_size
+
     def looks_up(self, sequence: Sequence) -> bool:
         """Return whether pages for `sequence` are looked for in the cache: where all logits are wanted, none is."""
         return self._prefix_caching and not sequence.request.params.prompt_logprobs

@@ -18,15 +18,19 @@ class StepInputs:
         flat: Everything in one int32 tensor, in the order of `lay_out`.
         counts: Tokens of each row.
         bounds: Of each row, the most positions that it has, this step's included.
+        num_before: Of each token, how many before it stand in `flat`.
     """
 
-    def __init__(self, flat: Tensor, counts: list[int], bounds: list[int]) -> None:
+    def __init__(self, flat: Tensor, counts: list[int], bounds: list[int], num_before: int = 0) -> None:
         num_rows, num_tokens = len(counts), sum(counts)
-        sizes = [num_tokens, num_tokens, num_tokens, num_rows + 1, num_rows]
-        token_ids, positions, slots, starts, lengths, tables = torch.split(flat, [*sizes, flat.numel() - sum(sizes)])
+        sizes = [num_tokens, num_before * num_tokens, num_tokens, num_tokens, num_rows + 1, num_rows]
+        parts = torch.split(flat, [*sizes, flat.numel() - sum(sizes)])
+        token_ids, before, positions, slots, starts, lengths, tables = parts
         self.counts, self.bounds = counts, bounds
         self.token_ids = token_ids.unsqueeze(0)
         """`(1, T)`."""
+        self.before = before.view(num_before, 1, num_tokens)
+        """Token ids 1, 2, … places before each token, `(N, 1, T)`; 0 where its row has none."""
         self.positions = positions.unsqueeze(0)
         """Of each token in its own row, `(1, T)`."""
         self.slots = slots
@@ -39,38 +43,57 @@ class StepInputs:
         """`(R, P)`; only the pages of a row's own positions mean anything."""
 
 
-def read_step(works: Ordered[Work], page_size: int, device: torch.device) -> StepInputs:
-    """Return the inputs of a step on `device`."""
+def read_step(works: Ordered[Work], page_size: int, device: torch.device, num_before: int = 0) -> StepInputs:
+    """Return the inputs of a step on `device`; see `pack`."""
     counts = [work.num_tokens for work in works]
     lengths = [work.sequence.num_computed_tokens + work.num_tokens for work in works]
     width = -(-max(lengths) // page_size)
-    return StepInputs(upload(pack(works, page_size, width=width), device), counts, lengths)
+    flat = pack(works, page_size, width=width, num_before=num_before)
+    return StepInputs(upload(flat, device), counts, lengths, num_before)
 
 
-def pack(works: Ordered[Work], page_size: int, *, width: int, num_unused: int = 0, scratch_page: int = 0) -> Integers:
+def pack(
+    works: Ordered[Work],
+    page_size: int,
+    *,
+    width: int,
+    num_before: int = 0,
+    num_unused: int = 0,
+    scratch_page: int = 0,
+) -> Integers:
     """Lay out the inputs of a step.
 
     Args:
         works: A row each.
         page_size: Tokens in a page.
         width: Pages of a row of the page tables.
+        num_before: How many tokens before each one the model reads besides.
         num_unused: Rows behind them that compute one token for nobody.
         scratch_page: Where unused rows write, and all that they read.
     """
     spans = [(work.sequence.num_computed_tokens, work.num_tokens) for work in works]
-    ids = [token_id for work in works for token_id in work.token_ids]
+    ids = [token_id for work in works for token_id in work.token_ids] + [0] * num_unused
+    for distance in range(1, num_before + 1):
+        ids += [token_id for work in works for token_id in _read_before(work, distance)] + [0] * num_unused
     tables = np.full((len(works) + num_unused, width), scratch_page, dtype=np.int32)
     for row, work in enumerate(works):
         pages = work.sequence.page_table[:width]
         tables[row, : len(pages)] = pages
-    return lay_out(ids + [0] * num_unused, spans + [(0, 1)] * num_unused, tables, page_size)
+    return lay_out(ids, spans + [(0, 1)] * num_unused, tables, page_size)
+
+
+def _read_before(work: Work, distance: int) -> list[int]:
+    """Return the token `distance` places before each one of a work; 0 where there is none."""
+    known, first = work.sequence.token_ids, work.sequence.num_computed_tokens
+    padding = [0] * max(0, distance - first)
+    return (padding + known[max(0, first - distance) : first] + work.token_ids)[: work.num_tokens]
 
 
 def lay_out(token_ids: list[int], spans: list[tuple[int, int]], tables: Integers, page_size: int) -> Integers:
     """Return what `StepInputs` reads.
 
     Args:
-        token_ids: Of all rows, one row after the other.
+        token_ids: Of all rows, one row after the other; then, for each distance, those that stand before them.
         spans: Of each row, its first position in this step and how many there are.
         tables: Pages of each row, `(R, P)`.
         page_size: Tokens in a page.

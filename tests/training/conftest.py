@@ -55,9 +55,10 @@ def preset(tmp_path: Path) -> Path:
 
 
 def config_of(**tables: dict[str, object]) -> TrainConfig:
+    gpt = {} if "family" in tables.get("model", {}) else {"n_layer": 1, "n_head": 2}
     tiny: dict[str, dict[str, object]] = {
         "budget": {"steps": 8},
-        "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 16, "dropout": 0.1},
+        "model": {"n_embd": 16, "context_length": 16, "dropout": 0.1} | gpt,
         "optim": {"ema_decay": 0.9},
         "run": {"batch_size": 2, "eval_every": 4, "sample_tokens": 4, "dtype": "fp32", "device": "cpu"},
     }

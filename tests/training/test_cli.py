@@ -128,13 +128,16 @@ def test_list_shows_every_preset(tmp_path: Path) -> None:
         (["train", "shakespeare", "--data", "nowhere.txt"], "nowhere.txt"),
         (["train", "shakespeare", "--set", "model.n_layers=2"], "n_layers"),
         (["train", "shakespeare", "--resume", "--out", "nowhere"], "nothing to resume"),
+        (["train", "--minutes", "5", "--set", "budget.tokens=1000"], "--minutes 5 and --set budget.tokens=1000"),
+        (["train", "--minutes", "-1"], "minutes"),
+        (["compare", "shakespeare"], "--minutes, --tokens, --flops"),
         (["sample", "nowhere"], "no such folder"),
         (["evaluate", "nowhere"], "no such folder"),
     ],
     ids=str,
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], named: str) -> None:
-    if "--out" not in arguments and arguments[0] == "train":
+    if "--out" not in arguments and arguments[0] in {"train", "compare"}:
         arguments = [*arguments, "--out", str(tmp_path / "run")]
     refused = run(tmp_path, *arguments)
     assert refused.returncode == 2
@@ -146,7 +149,8 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], 
 def test_a_run_cannot_resume_as_another_model(tmp_path: Path, corpus: Path, preset: Path) -> None:
     out = tmp_path / "run"
     assert run(tmp_path, "train", preset, "--data", corpus, "--out", out, "--set", "budget.steps=1").returncode == 0
-    refused = run(tmp_path, "train", "--data", corpus, "--out", out, "--resume", "--set", "model.n_embd=32")
-    assert refused.returncode == 2
-    assert "[model]" in refused.stderr
+    for other in (["--set", "model.n_embd=32"], ["nanogpt-cpu"]):
+        refused = run(tmp_path, "train", "--data", corpus, "--out", out, "--resume", *other)
+        assert refused.returncode == 2
+        assert "[model]" in refused.stderr
     assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 1

@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from training.events import StepEvent
 from training.runlog import RunLog, plot_curves, read_events
-from training.trainer import StepEvent
 
 
 def step(number: int) -> StepEvent:

@@ -2,11 +2,14 @@
 
 import contextlib
 import hashlib
+import io
+import itertools
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -14,6 +17,7 @@ import numpy.typing as npt
 
 from training.config import DataConfig
 from training.data.corpus import Corpus
+from training.data.encoding import UINT16, num_processes, open_encoder
 from training.errors import CorpusError, TokenizerError
 from training.manifest import sha256_of
 from training.settings import Settings
@@ -21,8 +25,12 @@ from training.tokenizers.base import Tokenizer
 from training.tokenizers.loading import load_tokenizer, train_tokenizer
 
 FORMAT_VERSION = 1
+ASIDE = ".new-"
+ABANDONED_S = 86_400
 TRAIN, VALIDATION, TOKENIZER, MANIFEST = "train.bin", "validation.bin", "tokenizer.json", "manifest.json"
-UINT16 = "<u2"
+MERGE_SAMPLE_BYTES = 2**25
+"""Of a longer text the merges are learned from pieces at even distances, about so many bytes of them: learning takes
+memory for every word that is different."""
 
 
 class PreparedManifest(Settings, frozen=True, kw_only=True):
@@ -66,71 +74,102 @@ def prepare(config: DataConfig, corpus: Corpus, cache_dir: Path) -> PreparedData
         CorpusError: a text too short to split, or a cache that cannot be written.
         TokenizerError: no such vocabulary can be made of this text.
     """
-    recipe = config.replace(corpus=corpus.sha256)
+    recipe = config.replace(corpus=corpus.sha256, memory_mb=DataConfig().memory_mb)  # the ids do not depend on it
     key = hashlib.sha256(msgspec.json.encode((FORMAT_VERSION, recipe))).hexdigest()[:16]
     folder = cache_dir / "prepared" / key
     if cached := _open(folder, recipe):
         return cached
-    prepared = encode_splits(config, corpus, _train_tokenizer(config, corpus))
+    _require_split(config, corpus)
+    tokenizer = _train_tokenizer(config, corpus)
     try:
-        _write(prepared, recipe, folder)
+        _make(folder, recipe, config, corpus, tokenizer)
     except OSError as error:
         raise CorpusError(f"{cache_dir}: cannot write: {error.strerror}: set MINIGPT_CACHE to a folder") from error
-    return _open(folder, recipe) or prepared
+    return _open(folder, recipe) or encode_splits(config, corpus, tokenizer)
 
 
 def encode_splits(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> PreparedData:
-    """Split `corpus` and encode both parts with `tokenizer`, in memory.
+    """Split `corpus` and encode both parts with `tokenizer`, in memory: two bytes a token.
 
     Raises:
         CorpusError: a text too short to split.
     """
-    train, validation = corpus.split(config.validation_fraction)
-    if not train or not validation:
-        raise CorpusError(
-            f"{corpus.name}: too short to hold out {config.validation_fraction:g} of it: use a longer text"
-        )
+    _require_split(config, corpus)
+    train, validation = io.BytesIO(), io.BytesIO()
+    num_chars, num_bytes = _encode_splits(config, corpus, tokenizer, train, validation)
     return PreparedData(
         tokenizer=tokenizer,
         corpus_sha256=corpus.sha256,
-        train=_encode(tokenizer, train),
-        validation=_encode(tokenizer, validation),
-        validation_chars=sum(map(len, validation)),
-        validation_bytes=sum(len(document.encode()) for document in validation),
+        train=np.frombuffer(train.getbuffer(), UINT16),
+        validation=np.frombuffer(validation.getbuffer(), UINT16),
+        validation_chars=num_chars,
+        validation_bytes=num_bytes,
     )
+
+
+def _require_split(config: DataConfig, corpus: Corpus) -> None:
+    if corpus.num_train_chars(config.validation_fraction) == 0:
+        raise CorpusError(
+            f"{corpus.name}: too short to hold out {config.validation_fraction:g} of it: use a longer text"
+        )
 
 
 def _train_tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
     """Take the characters of the whole text, as nanoGPT does, but the merges of the training split only."""
-    texts = corpus.documents if config.tokenizer == "char" else corpus.split(config.validation_fraction)[0]
-    return train_tokenizer(config.tokenizer, texts, config.vocab_size)
+    what = "making the vocabulary"
+    if config.tokenizer == "char":
+        pieces = corpus.pieces(what)
+    else:
+        train = (piece for piece in corpus.split(config.validation_fraction, what) if not piece.held_out)
+        pieces = itertools.islice(train, 0, None, max(1, round(corpus.num_bytes / MERGE_SAMPLE_BYTES)))
+    return train_tokenizer(config.tokenizer, (piece.text for piece in pieces), config.vocab_size)
 
 
-def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> npt.NDArray[np.uint16]:
-    border = np.array([tokenizer.end_of_text_id], np.uint16)
-    parts = [part for document in documents for part in (border, tokenizer.encode_array(document))]
-    return np.concatenate(parts[1:])
+def _encode_splits(
+    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, train: BinaryIO, validation: BinaryIO
+) -> tuple[int, int]:
+    """Write the ids of both splits; return how many characters and bytes are held out."""
+    num_chars = num_bytes = 0
+    with open_encoder(tokenizer, num_processes(corpus.num_bytes, config.memory_mb)) as encode:
+        splits = itertools.groupby(corpus.split(config.validation_fraction, "encoding"), lambda piece: piece.held_out)
+        for is_held_out, pieces in splits:
+            for part in encode(pieces):
+                (validation if is_held_out else train).write(part.ids)
+                num_chars += is_held_out * part.num_chars
+                num_bytes += is_held_out * part.num_bytes
+    return num_chars, num_bytes
 
 
-def _write(prepared: PreparedData, recipe: DataConfig, folder: Path) -> None:
+def _make(folder: Path, recipe: DataConfig, config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as aside:
+    _remove_abandoned(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=ASIDE) as aside:
         new = Path(aside) / folder.name
         new.mkdir()
-        prepared.train.astype(UINT16).tofile(new / TRAIN)
-        prepared.validation.astype(UINT16).tofile(new / VALIDATION)
-        prepared.tokenizer.save(new / TOKENIZER)
+        with (new / TRAIN).open("wb") as train, (new / VALIDATION).open("wb") as validation:
+            num_chars, num_bytes = _encode_splits(config, corpus, tokenizer, train, validation)
+        tokenizer.save(new / TOKENIZER)
         manifest = PreparedManifest(
             format_version=FORMAT_VERSION,
             recipe=recipe,
             files={name: sha256_of(new / name) for name in (TRAIN, VALIDATION, TOKENIZER)},
-            validation_chars=prepared.validation_chars,
-            validation_bytes=prepared.validation_bytes,
+            validation_chars=num_chars,
+            validation_bytes=num_bytes,
         )
         (new / MANIFEST).write_bytes(msgspec.json.encode(manifest))
-        shutil.rmtree(folder, ignore_errors=True)  # it is damaged, or another run's that holds the same
-        with contextlib.suppress(OSError):  # another run was quicker
+        if _open(folder, recipe):
+            return  # another run was quicker
+        shutil.rmtree(folder, ignore_errors=True)  # it is damaged
+        with contextlib.suppress(OSError):  # another run was quicker even now
             new.rename(folder)
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what runs that were killed half-way have left."""
+    for aside in cache.glob(f"{ASIDE}*"):
+        with contextlib.suppress(FileNotFoundError):  # another run has removed it
+            if time.time() - aside.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(aside)
 
 
 def _open(folder: Path, recipe: DataConfig) -> PreparedData | None:

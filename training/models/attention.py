@@ -8,6 +8,9 @@ from training.model_config import GPTConfig
 from training.models.base import AttentionState
 from training.models.norms import RMSNorm
 
+QUERY_BLOCK = 128
+"""Queries that attend together on CPUs while training."""
+
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of the rotation of each position, `(…, 1, D/2)` each, ready to broadcast over heads.
@@ -52,12 +55,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend by two plain products: on CPUs, forward and backward, a quarter faster than the fused kernel."""
+    """Attend by plain products: on CPUs, forward and backward, faster than the fused kernel.
+
+    Block by block of queries, so that little of what is masked anyway is computed: a quarter less for two blocks.
+    """
     B, T, H, D = q.shape  # noqa: N806
-    q, k, v = (x.transpose(1, 2).reshape(B * H, T, D) for x in (q, k, v))
-    future = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-    weights = torch.baddbmm(future, q, k.transpose(1, 2), alpha=D**-0.5).softmax(dim=-1)  # (B·H, T, T)
-    return (weights.to(v.dtype) @ v).view(B, H, T, D).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2).reshape(B * H, T, D) for x in (q * D**-0.5, k, v))
+    blocks = [_attend_block(q, k, v, first, min(T, first + QUERY_BLOCK)) for first in range(0, T, QUERY_BLOCK)]
+    return torch.cat(blocks, dim=1).view(B, H, T, D).transpose(1, 2)
+
+
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, first: int, last: int) -> Tensor:
+    """Attend the queries `first` to `last` (of B·H rows, `(B·H, T, D)`) to all keys before `last`."""
+    future = torch.full((last - first, last), float("-inf"), dtype=q.dtype, device=q.device).triu(1 + first)
+    scores = torch.baddbmm(future, q[:, first:last], k[:, :last].transpose(1, 2))  # (B·H, block, last)
+    return scores.softmax(dim=-1).to(v.dtype) @ v[:, :last]
 
 
 class CausalSelfAttention(nn.Module):

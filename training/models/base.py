@@ -12,7 +12,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-UNBOUNDED_CONTEXT = 2**20
+from training.errors import ConfigError
+
+UNBOUNDED_CONTEXT = 2**16
 """What a model says that could go on for ever: the service counts with it."""
 
 
@@ -42,6 +44,9 @@ class AttentionState(Protocol):
 
     def positions(self) -> Tensor:
         """Return the position of each token of this call in its own row, `(B, T)` int64."""
+
+    def before(self, distance: int) -> Tensor:
+        """Return the token `distance` places before each token of this call, `(B, T)` int64; 0 where there is none."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """Append `k`, `v` to the past of `layer` and attend causally to all of it.
@@ -132,6 +137,21 @@ class LanguageModel(nn.Module, ABC, Generic[State]):
             `(B, T, V)`.
         """
         return self.lm_head(self.hidden(token_ids, state))
+
+    @torch.no_grad()
+    def scale_logits(self, factor: float) -> None:
+        """Make the logits `factor` times as large, for good: by the head, or, where it is tied, by what it reads.
+
+        Raises:
+            ConfigError: a tied family whose body does not end in a scale of its own.
+        """
+        if self.config.tie_embeddings:
+            raise ConfigError(
+                "run.calibration_fraction: the head of this model is its embeddings, and cannot be scaled alone; "
+                "set model.tie_embeddings = false"
+            )
+        for parameter in self.lm_head.parameters():
+            parameter.mul_(factor)
 
     def tie(self) -> None:
         """Make the head read the embeddings' table, where the config says so."""

@@ -4,12 +4,15 @@ from typing import Any
 
 import torch
 
-from training.model_config import GPTConfig, ModelConfig
+from training.model_config import ConvConfig, GPTConfig, MLPConfig, ModelConfig, RecurrentConfig
 from training.models.base import LanguageModel
+from training.models.convolution import Convolution
 from training.models.gpt import GPT
+from training.models.recurrent import Recurrent
+from training.models.window_mlp import WindowMLP
 
 AnyModel = LanguageModel[Any]
-_FAMILIES: dict[type, Any] = {GPTConfig: GPT}
+_FAMILIES: dict[type, Any] = {GPTConfig: GPT, RecurrentConfig: Recurrent, MLPConfig: WindowMLP, ConvConfig: Convolution}
 
 
 def make_model(config: ModelConfig, generator: torch.Generator | None = None) -> AnyModel:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 END_OF_TEXT = "<|endoftext|>"
 """Stands between documents; a model that draws it has ended its text."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""Stands beside a `tokenizer.json`."""
 UNKNOWN = "<|unk|>"
 """What a character-level vocabulary writes for a character that it lacks; shown as U+FFFD."""
 
@@ -26,7 +28,7 @@ class Tokenizer(Protocol):
 
     @property
     def end_of_text_id(self) -> int:
-        """Id of `END_OF_TEXT`, which `encode` never returns."""
+        """Id of `END_OF_TEXT`, or of what an imported vocabulary has in its place; `encode` never returns it."""
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -54,3 +56,6 @@ class Tokenizer(Protocol):
 
     def save(self, path: Path) -> None:
         """Write a Hugging Face `tokenizer.json` to `path`."""
+
+    def transformers_config(self) -> dict[str, Any]:
+        """Return what `tokenizer_config.json` says."""

@@ -16,13 +16,13 @@ import tiktoken
 
 from training.errors import TokenizerError
 from training.tokenizers.base import END_OF_TEXT
+from training.tokenizers.byte_alphabet import to_bytes, to_characters
+from training.tokenizers.splits import GPT2_PATTERN
 from training.tokenizers.table import TableTokenizer, without_surrogates
 
-SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-"""GPT-2's cut of a text into words, as tiktoken's `r50k_base` writes it. Merges never cross a cut."""
-
+LONG = 100_000
 # Unicode's white space: Python's \s also counts four separators that the pattern's \s does not.
-LONG_BLANK = re.compile(r"(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{100000,}+")
+LONG_BLANK = re.compile(rf"(?<![^\S\x1c-\x1f])[^\S\x1c-\x1f]{{{LONG},}}+")
 
 
 class BpeTokenizer(TableTokenizer):
@@ -42,7 +42,7 @@ class BpeTokenizer(TableTokenizer):
         ranks = _make_ranks(self._merges)
         super().__init__(tuple(ranks))
         self._encoding = tiktoken.Encoding(
-            "minigpt", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+            "minigpt", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
         )
 
     @classmethod
@@ -68,11 +68,11 @@ class BpeTokenizer(TableTokenizer):
     @classmethod
     def from_file_merges(cls, merges: Iterable[tuple[str, str]]) -> Self:
         """Read merges as a Hugging Face file writes them, one character for each byte."""
-        return cls([(_to_bytes(left), _to_bytes(right)) for left, right in merges])
+        return cls([(to_bytes(left), to_bytes(right)) for left, right in merges])
 
     def encode_array(self, text: str) -> npt.NDArray[np.uint16]:
         """Return the ids of `text`; what looks like a special token is plain text."""
-        segments = _cut_at_long_blanks(without_surrogates(text))
+        segments = cut_at_long_blanks(without_surrogates(text))
         ids = [self._encoding.encode_to_numpy(segment, disallowed_special=()) for segment in segments]
         return np.concatenate(ids).astype(np.uint16)
 
@@ -83,7 +83,7 @@ class BpeTokenizer(TableTokenizer):
         return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
     def _model(self) -> dict[str, Any]:
-        vocab = {_to_characters(token): token_id for token_id, token in enumerate(self._tokens[:-1])}
+        vocab = {to_characters(token): token_id for token_id, token in enumerate(self._tokens[:-1])}
         return {
             "type": "BPE",
             "dropout": None,
@@ -94,7 +94,7 @@ class BpeTokenizer(TableTokenizer):
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocab | {END_OF_TEXT: self.end_of_text_id},
-            "merges": [[_to_characters(left), _to_characters(right)] for left, right in self._merges],
+            "merges": [[to_characters(left), to_characters(right)] for left, right in self._merges],
         }
 
 
@@ -116,13 +116,13 @@ def _learn_merges(texts: Iterable[str], count: int) -> list[tuple[bytes, bytes]]
     trainer = trainers.BpeTrainer(vocab_size=256 + count, initial_alphabet=alphabet, show_progress=False)
     learner.train_from_iterator(texts, trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
-    return [(_to_bytes(left), _to_bytes(right)) for left, right in merges]
+    return [(to_bytes(left), to_bytes(right)) for left, right in merges]
 
 
-def _cut_at_long_blanks(text: str) -> Iterator[str]:
-    """Cut `text` where the pattern does so anyway: tiktoken panics on a million blanks before a word."""
+def cut_at_long_blanks(text: str) -> Iterator[str]:
+    """Cut `text` where the pattern does so anyway: tiktoken fails on a million blanks before a word."""
     start = 0
-    for blank in LONG_BLANK.finditer(text):
+    for blank in LONG_BLANK.finditer(text) if _may_have_long_blank(text) else ():
         if blank.end() < len(text):
             yield text[start : blank.start()]
             yield text[blank.start() : blank.end() - 1]
@@ -130,26 +130,7 @@ def _cut_at_long_blanks(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _gpt2_alphabet() -> dict[int, str]:
-    """Return the character that stands for each byte: itself if printable, else the next one from U+0100 on.
-
-    Source: `bytes_to_unicode` of GPT-2's encoder.py.
-    """
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = [value for value in range(256) if value not in printable]
-    return {value: chr(value) for value in printable} | {value: chr(256 + i) for i, value in enumerate(others)}
-
-
-_CHARACTER_OF_BYTE = _gpt2_alphabet()
-_BYTE_OF_CHARACTER = {ord(character): value for value, character in _CHARACTER_OF_BYTE.items()}
-
-
-def _to_characters(token: bytes) -> str:
-    return token.decode("latin-1").translate(_CHARACTER_OF_BYTE)
-
-
-def _to_bytes(characters: str) -> bytes:
-    try:
-        return characters.translate(_BYTE_OF_CHARACTER).encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise TokenizerError(f"{characters!r} holds a character that stands for no byte") from error
+def _may_have_long_blank(text: str) -> bool:
+    """Look at every half of `LONG`, far quicker than a search: a long blank fills one of them."""
+    half = LONG // 2
+    return any(text[start : start + half].isspace() for start in range(0, len(text), half))

@@ -44,7 +44,10 @@ class CharTokenizer(TableTokenizer):
     @classmethod
     def train(cls, texts: Iterable[str]) -> Self:
         """Take every character that occurs in `texts`."""
-        return cls(set().union(*map(without_surrogates, texts)))
+        seen = np.zeros(NUM_CODE_POINTS, np.bool_)
+        for text in texts:
+            seen[_code_points(text)] = True
+        return cls(map(chr, np.flatnonzero(seen)))
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -53,7 +56,7 @@ class CharTokenizer(TableTokenizer):
 
     def encode_array(self, text: str) -> npt.NDArray[np.uint16]:
         """Return one id a character; a character that the vocabulary lacks is `UNKNOWN`."""
-        return self._ids[np.frombuffer(without_surrogates(text).encode("utf-32-le"), "<u4")]
+        return self._ids[_code_points(text)]
 
     @property
     def _unknown_id(self) -> int:
@@ -73,3 +76,7 @@ class CharTokenizer(TableTokenizer):
             "vocab": {token: token_id for token_id, token in enumerate(tokens)},
             "unk_token": UNKNOWN,
         }
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(without_surrogates(text).encode("utf-32-le"), "<u4")

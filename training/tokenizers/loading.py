@@ -7,9 +7,10 @@ from typing import Any, Literal
 import msgspec
 
 from training.errors import TokenizerError
-from training.tokenizers.base import END_OF_TEXT, UNKNOWN, Tokenizer
+from training.tokenizers.base import END_OF_TEXT, TOKENIZER_CONFIG, UNKNOWN, Tokenizer
 from training.tokenizers.bpe import BpeTokenizer
 from training.tokenizers.char import CharTokenizer
+from training.tokenizers.imported import ImportedTokenizer
 from training.tokenizers.table import TableTokenizer
 
 
@@ -17,6 +18,11 @@ class _Model(msgspec.Struct, frozen=True):
     type: Literal["WordLevel", "BPE"]
     vocab: dict[str, int]
     merges: list[tuple[str, str]] = []
+
+
+class _Config(msgspec.Struct, frozen=True):
+    minigpt_end_of_text_id: int | None = None
+    """Of an imported tokenizer (see `ImportedTokenizer.transformers_config`)."""
 
 
 def train_tokenizer(kind: Literal["char", "bpe"], texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
@@ -38,13 +44,15 @@ def train_tokenizer(kind: Literal["char", "bpe"], texts: Iterable[str], vocab_si
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json` that `save` wrote.
+    """Read a `tokenizer.json` that `save` wrote, and the `tokenizer_config.json` beside it.
 
     Raises:
         TokenizerError: missing, damaged, or a tokenizer of another make; the message names the file and the reason.
     """
     try:
         content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        if (end_of_text_id := _imported_end_of_text(path.with_name(TOKENIZER_CONFIG))) is not None:
+            return ImportedTokenizer(content, end_of_text_id)
         tokenizer = _build(msgspec.convert(content.get("model"), _Model))
     except OSError as error:
         raise TokenizerError(f"{path}: {error.strerror}") from error
@@ -60,3 +68,7 @@ def _build(model: _Model) -> TableTokenizer:
     if model.type == "BPE":
         return BpeTokenizer.from_file_merges(model.merges)
     return CharTokenizer(model.vocab.keys() - {UNKNOWN, END_OF_TEXT})
+
+
+def _imported_end_of_text(config: Path) -> int | None:
+    return msgspec.json.decode(config.read_bytes(), type=_Config).minigpt_end_of_text_id if config.exists() else None

@@ -1,4 +1,4 @@
-"""What the tokenizers share: a table of tokens as bytes, and the Hugging Face file around it."""
+"""What the tokenizers share: a table of tokens as bytes; and, of those made here, the Hugging Face file around it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from training.errors import TokenizerError
 from training.tokenizers.base import END_OF_TEXT
 
 
-class TableTokenizer(ABC):
-    """A tokenizer whose ids count through a table of bytes; the last id is `END_OF_TEXT`.
+class BytesTokenizer(ABC):
+    """A tokenizer that knows the bytes of each id.
 
     Args:
-        tokens: UTF-8 bytes of every token before `END_OF_TEXT`.
+        tokens: UTF-8 bytes of every token; of special ones none.
     """
 
     kind: ClassVar[str]
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
-        self._tokens = (*tokens, b"")
+        self._tokens = tuple(tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -31,14 +31,14 @@ class TableTokenizer(ABC):
         return len(self._tokens)
 
     @property
+    @abstractmethod
     def end_of_text_id(self) -> int:
-        """Id of `END_OF_TEXT`."""
-        return len(self._tokens) - 1
+        """Id of what ends a text."""
 
     @property
+    @abstractmethod
     def special_ids(self) -> frozenset[int]:
         """Ids that stand for no text."""
-        return frozenset({self.end_of_text_id})
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; what looks like a special token is plain text."""
@@ -72,6 +72,35 @@ class TableTokenizer(ABC):
         aside.write_bytes(msgspec.json.encode(self.content()))
         aside.replace(path)
 
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """Return what `save` writes."""
+
+    @abstractmethod
+    def transformers_config(self) -> dict[str, Any]:
+        """Return what `tokenizer_config.json` says."""
+
+
+class TableTokenizer(BytesTokenizer):
+    """A tokenizer made here: its ids count through a table of bytes; the last id is `END_OF_TEXT`.
+
+    Args:
+        tokens: UTF-8 bytes of every token before `END_OF_TEXT`.
+    """
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        super().__init__((*tokens, b""))
+
+    @property
+    def end_of_text_id(self) -> int:
+        """Id of `END_OF_TEXT`."""
+        return len(self._tokens) - 1
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text."""
+        return frozenset({self.end_of_text_id})
+
     def content(self) -> dict[str, Any]:
         """Return what `save` writes, field for field as the `tokenizers` library would."""
         end_of_text = {"id": self.end_of_text_id, "content": END_OF_TEXT, "special": True}
@@ -88,6 +117,10 @@ class TableTokenizer(ABC):
             "model": self._model(),
         }
 
+    def transformers_config(self) -> dict[str, Any]:
+        """Return what `tokenizer_config.json` says."""
+        return transformers_config(END_OF_TEXT, END_OF_TEXT)
+
     @abstractmethod
     def _pre_tokenizer(self) -> dict[str, Any]: ...
 
@@ -96,6 +129,12 @@ class TableTokenizer(ABC):
 
     @abstractmethod
     def _model(self) -> dict[str, Any]: ...
+
+
+def transformers_config(begin: str, end: str) -> dict[str, Any]:
+    """Return what `tokenizer_config.json` says of the tokens that begin and end a text."""
+    # Without a class transformers takes the tokenizer of the real Qwen, which drops blanks of ours.
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": begin}
 
 
 def without_surrogates(text: str) -> str:

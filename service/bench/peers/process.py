@@ -12,13 +12,13 @@ from typing import IO, Any
 import msgspec
 
 from service.bench.offline import EngineRun
-from service.bench.options import GgufType
 from service.bench.peers.choice import MODULES, PeerChoice
 from service.bench.report import usable_cpus
 from service.bench.subject import Subject
 from service.engine.engine import EngineInfo
 from service.errors import SettingError
 from service.protocol import Request
+from training.exchange.formats import GgufType
 
 PROGRAM = Path(__file__).with_name("program.py")
 GGUF_TYPES: Mapping[str, GgufType] = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
@@ -110,9 +110,9 @@ def start_peer(choice: PeerChoice, subject: Subject, info: EngineInfo, max_batch
 
 def _convert(checkpoint: Path, dtype: str, folder: Path) -> Path:
     try:
-        from service.bench.gguf_file import write_gguf
+        from training.exchange.gguf_file import write_gguf
     except ModuleNotFoundError as error:
-        raise SettingError(f"--against llama.cpp: {error}; pip install 'minigpt[dev]'") from error
+        raise SettingError(f"--against llama.cpp: {error}; pip install 'minigpt[train]'") from error
     file = folder / "model.gguf"
     write_gguf(checkpoint, file, GGUF_TYPES[dtype])
     return file

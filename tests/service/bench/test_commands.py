@@ -50,6 +50,16 @@ def test_engine_alone(run_bench, tiny):
     assert table_rows(output).keys() == {"2"}
 
 
+def test_an_lstm_beside_a_gpt_of_as_many_parameters(run_bench, tiny):
+    output, raw = run_bench("engine", *tiny, "--shape=lstm:2x32", "--batch=1,3")
+    assert raw["settings"].items() >= {"model": "lstm-2x32", "kernels": "torch kernels", "dtype": "fp32"}.items()
+    for result in raw["results"]:
+        [(name, beside)] = result["peers"].items()
+        assert name.startswith("GPT 6x")
+        assert [run["tokens"] for run in result["minigpt"]] == [run["tokens"] for run in beside]
+    assert table_rows(output).keys() == {"1", "3", ""}
+
+
 def test_http_beside_the_engine_and_another_server(run_bench, server, checkpoint):
     same = f"--against=same={str(server.client.base_url).rstrip('/')}"
     load = ("--prompt-tokens=5", "--max-tokens=4", "--rounds=2", "--threads=1", "--streams=1,2", "--requests=4")

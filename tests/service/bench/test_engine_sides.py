@@ -1,6 +1,7 @@
 """What `bench engine` measures: requests that help nobody, counts that are the model's, memory that is really held."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,11 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.bench.costs import count_costs
+from service.bench.gpt_beside import open_gpt_beside
 from service.bench.limits import Limits, measure_limits
 from service.bench.offline import OfflineEngine
-from service.bench.subject import read_shape
+from service.bench.subject import FAMILIES, open_subject, read_shape
 from service.errors import SettingError
+from training.checkpoint import load_checkpoint
+from training.models.base import SlotSpec
+from training.models.families import AnyModel, make_model
 from training.models.gpt import GPT
+
+
+@pytest.fixture
+def model_of_each(family, make_model_of) -> AnyModel:
+    return make_model_of(family)
 
 
 def test_requests_are_the_same_each_time_and_differ_among_themselves(subject):
@@ -63,13 +73,43 @@ def test_a_shape_has_heads_of_64(shape, heads, width):
     assert (config.n_head, config.head_width, config.context_length) == (heads, width, 256)
 
 
-def test_costs_are_those_of_the_model(gpt: GPT):
-    costs = count_costs(gpt.config, "bf16")
-    layers = [module for module in gpt.model.modules() if isinstance(module, torch.nn.Linear)]
-    assert costs.layer_weights == sum(layer.weight.numel() for layer in layers)
-    assert costs.head_weights == gpt.lm_head.weight.numel()
-    spec = gpt.state_spec
-    assert costs.kv_bytes == 2 * 2 * spec.n_layer * spec.n_kv_head * spec.head_dim
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shape_of_any_family_has_its_layers_and_width(family):
+    config = read_shape(f"{family}:3x48", 64, 128)
+    layers = [parameter for parameter in make_model(config).parameters() if 48 in parameter.shape]
+    assert (config.n_layer, config.vocab_size) == (3, 64)
+    assert len(layers) >= 3
+
+
+@pytest.mark.parametrize("shape", ["gru:2", "2x", "transformer:2x32", "conv:0x32"])
+def test_what_is_no_shape_is_refused(shape):
+    with pytest.raises(SettingError, match=f"--shape {shape}: "):
+        read_shape(shape, 64, 128)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_costs_are_those_of_the_model(model_of_each: AnyModel, dtype: str):
+    costs, model = count_costs(model_of_each.config, dtype), model_of_each
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    beside = {id(weight) for weight in (*tables, model.lm_head.weight)}
+    layers = [weight for weight in model.parameters() if weight.dim() == 2 and id(weight) not in beside]
+    assert costs.layer_weights == sum(weight.numel() for weight in layers)
+    assert costs.head_weights == model.lm_head.weight.numel()
+    spec, number_bytes = model.state_spec, 4 if dtype == "fp32" else 2
+    if isinstance(spec, SlotSpec):
+        assert (costs.slot_bytes, costs.kv_bytes) == (number_bytes * sum(map(math.prod, spec.shapes.values())), 0)
+    else:
+        kv_bytes = number_bytes * 2 * spec.n_layer * spec.n_kv_head * spec.head_dim
+        assert (costs.slot_bytes, costs.kv_bytes) == (0, kv_bytes)
+
+
+def test_beside_another_family_stands_a_gpt_of_as_many_parameters_with_its_vocabulary():
+    with open_subject("lstm:2x96", 64, prompt_tokens=7, max_tokens=20) as subject, open_gpt_beside(subject) as folder:
+        gpt, lstm = load_checkpoint(folder), load_checkpoint(subject.folder)
+        assert isinstance(gpt.model, GPT)
+        assert not subject.is_gpt
+        assert gpt.manifest.num_parameters == pytest.approx(lstm.manifest.num_parameters, rel=0.3)
+        assert gpt.tokenizer.end_of_text_id == subject.tokenizer.end_of_text_id
 
 
 def test_work_grows_with_the_batch_and_weights_are_read_once(gpt: GPT):

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -10,12 +11,28 @@ from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
 from service.engine.paged_kv import Attention, PagedKV, PagedState
 from service.protocol import Claim, Request, SamplingParams
+from tests.conftest import SHAPES, SLOT_FAMILIES
+from training.models.families import AnyModel
 from training.models.gpt import GPT
 from training.models.layouts import is_portable
 from training.tokenizers.char import CharTokenizer
 
 MakeEngine = Callable[..., Engine]
 MakeGraphRunner = Callable[..., GraphRunner]
+MakeModel = Callable[..., AnyModel]
+
+WAYS = ("native", "torch", "graphs")
+"""Of computing a GPT; torch computes the other families."""
+WAYS_OF_MODELS = [*itertools.product(WAYS, SHAPES), *itertools.product(["torch"], SLOT_FAMILIES)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let whoever makes engines do so in each way, and with each model that is computed in it."""
+    if "way" in metafunc.fixturenames:
+        if "model" in metafunc.fixturenames:
+            metafunc.parametrize(("way", "model"), WAYS_OF_MODELS, indirect=["model"])
+        else:
+            metafunc.parametrize("way", WAYS)
 
 
 @pytest.fixture
@@ -40,26 +57,31 @@ def make_graph_runner() -> MakeGraphRunner:
     return make
 
 
-@pytest.fixture(params=["native", "torch", "graphs"])
-def engine_of(
-    request: pytest.FixtureRequest, tokenizer: CharTokenizer, make_graph_runner: MakeGraphRunner
-) -> MakeEngine:
-    """Make small engines: with the native kernels for what they cover, with torch and with graphs for everything.
+@pytest.fixture
+def model(request: pytest.FixtureRequest, make_gpt: MakeModel, make_model_of: MakeModel) -> AnyModel:
+    """One model of each layout and each family."""
+    return make_gpt(**SHAPES[request.param]) if request.param in SHAPES else make_model_of(request.param)
 
-    `num_pages` counts pages of 4 tokens; the kernels' pages have 16.
+
+@pytest.fixture
+def engine_of(way: str, tokenizer: CharTokenizer, make_graph_runner: MakeGraphRunner) -> MakeEngine:
+    """Make small engines: with the native kernels for what they cover, with torch and with graphs for every GPT.
+
+    `num_pages` counts pages of 4 tokens; the kernels' pages have 16. Or it counts slots.
     """
 
-    def make(model: GPT, num_pages: int | None = None, **settings: object) -> Engine:
+    def make(model: AnyModel, num_pages: int | None = None, **settings: object) -> Engine:
         small = {"max_num_seqs": 8, "max_step_tokens": 16, "page_size": 4, "device": "cpu", "dtype": "fp32"}
         native = {"page_size": 16, "kernels": "native"}
-        if request.param != "native" or not is_portable(model.config):
+        if way != "native" or not is_portable(model.config):
             native = {"kernels": "torch"}
         elif best_level() is None:
             pytest.skip("no native kernels: the package was installed without a C++ compiler")
         chosen = EngineSettings(**(small | native | settings))
-        num_pages = num_pages and num_pages * 4 // chosen.page_size
+        if isinstance(model, GPT):
+            num_pages = num_pages and num_pages * 4 // chosen.page_size
         engine = make_engine(model, tokenizer, chosen, num_pages=num_pages)
-        if request.param == "graphs":
+        if way == "graphs":
             engine._runner = make_graph_runner(model, engine._pool.num_pages, chosen.page_size)
         return engine
 

@@ -6,6 +6,7 @@ from service.engine.scheduler import FIXED_COST, PREFILL_SHARE, Scheduler, Work
 from service.engine.sequence import Sequence
 from service.engine.state_pool import PagePool
 from service.protocol import Claim
+from training.models.base import UNBOUNDED_CONTEXT
 from training.tokenizers.char import CharTokenizer
 
 MakeSequence = Callable[..., Sequence]
@@ -88,6 +89,15 @@ def test_a_long_prompt_takes_at_most_twice_what_a_step_takes_without_it(
     while scheduler.running[0].id != "long":
         scheduler.remove(scheduler.running[0])
     assert advance(scheduler.schedule())[0][1] == 512
+
+
+def test_of_a_slot_the_last_token_of_a_long_prompt_costs_no_more_than_the_first(make_sequence: MakeSequence) -> None:
+    scheduler = Scheduler(PagePool(4, UNBOUNDED_CONTEXT, prefix_caching=False), max_num_seqs=4, max_step_tokens=512)
+    scheduler.add(make_sequence("short", 3))
+    advance(scheduler.schedule())
+    scheduler.add(make_sequence("long", 5000))
+    chunks = {num_tokens for _ in range(400) for name, num_tokens in advance(scheduler.schedule()) if name == "long"}
+    assert chunks == {PREFILL_SHARE * (FIXED_COST + 1)}
 
 
 def test_a_short_prompt_joins_32_streams_in_one_step(make_sequence: MakeSequence) -> None:

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.batches import RandomBatches, random_estimate_batches, validation_windows
+from training.data.batches import (
+    RandomBatches,
+    StreamBatches,
+    random_estimate_batches,
+    validation_streams,
+    validation_windows,
+)
 from training.errors import CorpusError
 
 SIZES = {"num_tokens": st.integers(2, 200), "context_length": st.integers(1, 20), "batch_size": st.integers(1, 9)}
@@ -70,6 +76,57 @@ def test_batches_go_on_across_the_end_of_an_epoch() -> None:
     assert torch.equal(rows, torch.cat([single.batch(index)[0] for index in range(140)]))
 
 
+@pytest.mark.parametrize("kind", [RandomBatches, StreamBatches])
+def test_some_rows_of_a_batch_are_those_of_the_whole(kind: type[RandomBatches | StreamBatches]) -> None:
+    batches = kind(count_up(1000), 6, 16, seed=5)
+    for index in range(30):
+        whole = batches.batch(index)
+        for rows in (slice(1, None, 2), slice(2, 4), slice(0, 0)):
+            part = batches.batch(index, rows)
+            assert all(torch.equal(ours, theirs[rows]) for ours, theirs in zip(part, whole, strict=True))
+
+
+@given(**SIZES, seed=st.integers(0, 2**63), epoch=st.integers(0, 5))
+@settings(deadline=None)
+def test_streams_go_on_through_an_epoch_and_never_over_each_other(
+    num_tokens: int, context_length: int, batch_size: int, seed: int, epoch: int
+) -> None:
+    num_tokens += batch_size * max(2, context_length)
+    batches = StreamBatches(count_up(num_tokens), batch_size, context_length, seed)
+    first = epoch * batches.num_batches
+    windows = [batches.batch(index) for index in range(first, first + batches.num_batches)]
+    inputs, targets = (torch.cat(parts, dim=1) for parts in zip(*windows, strict=True))
+    assert inputs.shape == (batch_size, batches.num_batches * context_length)
+    assert torch.equal(targets, (inputs + 1) % num_tokens)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert len(inputs.unique()) == inputs.numel() > num_tokens - batch_size * (context_length + 1)
+
+
+def test_streams_begin_elsewhere_in_each_epoch_and_with_each_seed() -> None:
+    starts = set()
+    for seed in range(3):
+        batches = StreamBatches(count_up(1000), 4, 16, seed)
+        starts |= {int(batches.batch(epoch * batches.num_batches)[0][0, 0]) for epoch in range(5)}
+    assert len(starts) > 12
+
+
+@given(**SIZES)
+@settings(deadline=None)
+def test_validation_streams_predict_each_token_but_the_first_once(
+    num_tokens: int, context_length: int, batch_size: int
+) -> None:
+    predicted = []
+    for stream in validation_streams(count_up(num_tokens), context_length, batch_size):
+        last: torch.Tensor | None = None
+        for inputs, targets in stream:
+            assert_is_batch(inputs, targets)
+            assert inputs.shape[1] <= context_length
+            assert last is None or torch.equal(inputs[:, 0], last)
+            last = targets[:, -1]
+            predicted += targets.flatten().tolist()
+    assert sorted(predicted) == list(range(1, num_tokens))
+
+
 def test_every_place_is_trained_on() -> None:
     batches = RandomBatches(count_up(100), 5, 16, seed=3)
     seen = {int(token) for index in range(300) for token in batches.batch(index)[1].flatten()}
@@ -117,6 +174,13 @@ def test_a_split_shorter_than_a_window_is_refused(num_tokens: int) -> None:
     with pytest.raises(CorpusError, match="has no window of 16"):
         next(random_estimate_batches(tokens, 1, 16, 1, seed=0))
     RandomBatches(count_up(17), 1, 16, seed=0).batch(3)
+
+
+@pytest.mark.parametrize(("num_tokens", "batch_size"), [(0, 1), (15, 1), (63, 4)])
+def test_a_split_too_short_for_its_streams_is_refused(num_tokens: int, batch_size: int) -> None:
+    with pytest.raises(CorpusError, match=rf"{num_tokens} tokens are too few for {batch_size} streams"):
+        StreamBatches(count_up(num_tokens), batch_size, 16, seed=0)
+    StreamBatches(count_up(64), 4, 16, seed=0).batch(3)
 
 
 def test_a_split_without_a_prediction_is_refused() -> None:

@@ -1,3 +1,4 @@
+import codecs
 import hashlib
 import os
 import socket
@@ -16,6 +17,23 @@ from training.data.corpus import Corpus, default_cache_dir, load_corpus
 from training.errors import CorpusError
 
 PLAY = b"ROMEO:\r\nIs the day so young?\n"
+
+
+def texts_of(corpus: Corpus) -> list[str]:
+    """Return the documents, read from their files."""
+    texts = list[str]()
+    for piece in corpus.pieces():
+        if piece.opens_document or not texts:
+            texts.append("")
+        texts[-1] += piece.text
+    return texts
+
+
+def split_text(corpus: Corpus, validation_fraction: float) -> tuple[str, str]:
+    """Return the text to train on, and the one held out."""
+    pieces = list(corpus.split(validation_fraction))
+    train, validation = ("".join(p.text for p in pieces if p.held_out is held_out) for held_out in (False, True))
+    return train, validation
 
 
 class Remote:
@@ -59,7 +77,8 @@ def test_a_download_is_kept(remote: Remote, tmp_path: Path) -> None:
     remote.body = b""
     assert load_corpus("tinyshakespeare", cache_dir=tmp_path) == first
     assert remote.num_requests == 1
-    assert first == Corpus(name="tinyshakespeare", documents=(PLAY.decode(),))
+    assert first.name == "tinyshakespeare"
+    assert texts_of(first) == [PLAY.decode()]
 
 
 def test_a_damaged_download_is_fetched_again(remote: Remote, tmp_path: Path) -> None:
@@ -101,18 +120,18 @@ def test_a_cache_that_cannot_be_written_is_no_network_problem(remote: Remote, tm
 
 def test_tinyshakespeare_is_split_as_everybody_splits_it(tinyshakespeare: Path) -> None:
     corpus = load_corpus("tinyshakespeare", data=tinyshakespeare)
-    train, validation = corpus.split(0.1)
+    train, validation = split_text(corpus, 0.1)
     assert corpus.name == "tinyshakespeare"
     assert corpus.sha256 == corpora.TINYSHAKESPEARE_SHA256
-    assert [len(text) for text in train + validation] == [1_003_854, 111_540]
-    assert "".join(train + validation) == corpus.documents[0]
+    assert (len(train), len(validation)) == (1_003_854, 111_540)
+    assert train + validation == tinyshakespeare.read_bytes().decode()
 
 
 def test_data_replaces_the_corpus_of_the_preset(tmp_path: Path) -> None:
     mine = tmp_path / "mine.txt"
     mine.write_bytes(PLAY)
     corpus = load_corpus("tinyshakespeare", data=mine)
-    assert corpus.documents == (PLAY.decode(),)
+    assert texts_of(corpus) == [PLAY.decode()]
     assert load_corpus(corpus.name) == corpus
 
 
@@ -128,12 +147,12 @@ def test_a_folder_is_its_visible_files_in_order(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "again").symlink_to(tmp_path)
-    assert load_corpus(str(tmp_path)).documents == ("first", "second", "third")
+    assert texts_of(load_corpus(str(tmp_path))) == ["first", "second", "third"]
 
 
 def test_the_text_is_kept_as_it_is_but_for_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes("\ufeffa\r\n\ufeff\0é\n".encode())
-    assert load_corpus(str(tmp_path / "text")).documents == ("a\r\n\ufeff\0é\n",)
+    assert texts_of(load_corpus(str(tmp_path / "text"))) == ["a\r\n\ufeff\0é\n"]
 
 
 def test_the_hash_is_of_the_file_and_knows_where_documents_end() -> None:
@@ -146,12 +165,14 @@ def test_the_hash_is_of_the_file_and_knows_where_documents_end() -> None:
 
 @given(documents=st.lists(st.text(min_size=1), min_size=1), percent=st.integers(1, 99))
 def test_a_split_loses_nothing_and_cuts_at_the_share(documents: list[str], percent: int) -> None:
-    train, validation = Corpus(name="any", documents=tuple(documents)).split(percent / 100)
-    length = sum(map(len, documents))
-    assert "".join(train + validation) == "".join(documents)
-    assert sum(map(len, train)) == (100 - percent) * length // 100
-    assert len(train) + len(validation) - len(documents) in (0, 1)
-    assert "" not in train + validation
+    corpus = Corpus(name="any", documents=tuple(documents))
+    train, validation = split_text(corpus, percent / 100)
+    assert train + validation == "".join(documents)
+    assert len(train) == corpus.num_train_chars(percent / 100) == (100 - percent) * len(train + validation) // 100
+    pieces = list(corpus.split(percent / 100))
+    assert all(piece.text for piece in pieces)
+    for held_out in (False, True):
+        assert not next(piece for piece in pieces if piece.held_out is held_out or not train).opens_document
 
 
 def refused_text(tmp_path: Path, kind: str) -> Path:
@@ -197,6 +218,58 @@ def test_what_is_no_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     with pytest.raises(CorpusError, match=r"b\.txt: not UTF-8 at byte 3: convert it"):
         load_corpus(str(tmp_path))
+
+
+def test_a_place_that_is_no_utf8_is_counted_from_the_start_of_the_file(tmp_path: Path) -> None:
+    place = 300_003
+    (tmp_path / "big").write_bytes(codecs.BOM_UTF8 + ("é wörd" * 100_000).encode()[: place - 3] + b"\xff and so on")
+    with pytest.raises(CorpusError, match=rf"big: not UTF-8 at byte {place}: "):
+        load_corpus(str(tmp_path / "big"))
+
+
+def test_a_character_that_the_end_of_a_file_cuts_is_no_utf8(tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes("a word €".encode()[:-1])
+    with pytest.raises(CorpusError, match="cut: not UTF-8 at byte 7: "):
+        load_corpus(str(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("change", [b"ROMEO: no!\n", PLAY + b"and more\n", PLAY[:-1] + b"."])
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: bytes) -> None:
+    (tmp_path / "log").write_bytes(PLAY)
+    corpus = load_corpus(str(tmp_path / "log"))
+    (tmp_path / "log").write_bytes(change)
+    with pytest.raises(CorpusError, match="log: changed while it was read: train on a copy of it"):
+        list(corpus.pieces())
+
+
+def test_a_text_that_goes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(PLAY)
+    corpus = load_corpus(str(tmp_path / "text"))
+    (tmp_path / "text").unlink()
+    with pytest.raises(CorpusError, match="text: No such file"):
+        list(corpus.split(0.1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders")
+def test_a_pipe_is_read_once_and_kept(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(PLAY,))
+    writer.start()
+    corpus = load_corpus(str(tmp_path / "pipe"))
+    writer.join()
+    assert texts_of(corpus) == texts_of(corpus) == [PLAY.decode()]
+
+
+def test_each_pass_over_a_text_tells_how_far_it_is(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"word " * 50_000)
+    told = list[tuple[str, int, int]]()
+    corpus = load_corpus(str(tmp_path / "text"), progress=lambda *progress: told.append(progress))
+    list(corpus.split(0.1, "encoding"))
+    for what in ("reading", "encoding"):
+        done = [done for name, done, total in told if name == what and total == 250_000]
+        assert len(done) > 2
+        assert done == sorted(done)
+        assert done[-1] == 250_000
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

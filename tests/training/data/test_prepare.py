@@ -1,4 +1,8 @@
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,19 +11,59 @@ import numpy as np
 import pytest
 
 from training.config import DataConfig
+from training.data import prepare as preparing
 from training.data.corpus import Corpus, load_corpus
 from training.data.prepare import PreparedData, encode_splits, prepare
 from training.errors import CorpusError, TokenizerError
 from training.tokenizers.char import CharTokenizer
 
+ROOT = Path(__file__).parents[3]
 CHAR = DataConfig(validation_fraction=0.25)
 BPE = DataConfig(tokenizer="bpe", vocab_size=300)
 CORPUS = Corpus(name="letters", documents=("abcdefgh", "éfgh", "ijkl"))
+START = """
+import resource, sys
+from pathlib import Path
+from training.config import DataConfig
+from training.data.corpus import load_corpus
+from training.data.prepare import prepare
+from training.errors import CorpusError
+
+def stop(what, done, total):
+    if what == "encoding" and 2 * done > total:
+        print("half", flush=True)
+        sys.stdin.read()
+
+text, cache = sys.argv[1], Path(sys.argv[2])
+"""
+FULL_DISK = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    prepare(DataConfig(), load_corpus(text), cache)
+except CorpusError as error:
+    print(error)
+"""
+STOP_HALF_WAY = """
+prepare(DataConfig(), load_corpus(text, progress=stop), cache)
+"""
 
 
 @pytest.fixture(scope="session")
 def topics() -> Corpus:
     return load_corpus("pydoc-topics")
+
+
+def split_text(corpus: Corpus, validation_fraction: float) -> tuple[str, str]:
+    """Return the text to train on, and the one held out."""
+    pieces = list(corpus.split(validation_fraction))
+    train, validation = ("".join(p.text for p in pieces if p.held_out is held_out) for held_out in (False, True))
+    return train, validation
+
+
+def _program(tmp_path: Path, body: str) -> list[str]:
+    """Return the command line of a process that prepares two megabytes of text."""
+    (tmp_path / "text").write_bytes(b"to be or not to be\n" * 100_000)
+    return [sys.executable, "-c", START + body, str(tmp_path / "text"), str(tmp_path / "cache")]
 
 
 def only_folder(cache_dir: Path) -> Path:
@@ -60,11 +104,11 @@ def test_the_held_out_text_is_counted_in_characters_and_bytes(tmp_path: Path) ->
 @pytest.mark.parametrize("config", [CHAR, BPE])
 def test_both_splits_are_the_text(config: DataConfig, topics: Corpus, tmp_path: Path) -> None:
     prepared = prepare(config, topics, tmp_path)
-    train, validation = topics.split(config.validation_fraction)
+    train, validation = split_text(topics, config.validation_fraction)
     assert isinstance(prepared.train, np.memmap)
     assert prepared.train.dtype == prepared.validation.dtype == np.uint16
-    assert prepared.tokenizer.decode(prepared.train.tolist()) == "".join(train)
-    assert prepared.tokenizer.decode(prepared.validation.tolist()) == "".join(validation)
+    assert prepared.tokenizer.decode(prepared.train.tolist()) == train
+    assert prepared.tokenizer.decode(prepared.validation.tolist()) == validation
 
 
 def test_a_char_vocabulary_is_of_the_whole_text(tmp_path: Path) -> None:
@@ -147,6 +191,59 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CorpusError, match="cannot write: No space left on device: set MINIGPT_CACHE"):
         prepare(CHAR, CORPUS, tmp_path)
     assert not list((tmp_path / "prepared").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of a process")
+def test_a_disk_that_is_full_half_way_is_told_and_left_clean(tmp_path: Path) -> None:
+    """The real thing but for its name: the system lets no file grow past a limit, as it does on a full disk."""
+    done = subprocess.run(_program(tmp_path, FULL_DISK), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == f"{tmp_path / 'cache'}: cannot write: File too large: set MINIGPT_CACHE to a folder\n"
+    assert not list((tmp_path / "cache" / "prepared").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_what_a_killed_run_leaves_is_not_taken_for_data_and_removed_in_the_end(tmp_path: Path) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(_program(tmp_path, STOP_HALF_WAY), stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as run:
+        assert run.stdout
+        assert run.stdout.readline() == "half\n"
+        run.send_signal(signal.SIGKILL)
+    (aside,) = (tmp_path / "cache" / "prepared").iterdir()
+    corpus = load_corpus(str(tmp_path / "text"))
+    prepared = prepare(DataConfig(), corpus, tmp_path / "cache")
+    assert_same(prepared, encode_splits(DataConfig(), corpus, prepared.tokenizer))
+    assert aside.exists()  # another run may be at it
+    os.utime(aside, (0, 0))
+    prepare(CHAR, corpus, tmp_path / "cache")
+    assert not aside.exists()
+
+
+def test_a_text_that_changes_while_it_is_encoded_leaves_nothing_behind(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("first\n" * 1000)
+
+    def grow(what: str, _done: int, _total: int) -> None:
+        if what == "encoding":
+            log.write_text("first\n" * 1000 + "last\n")
+
+    with pytest.raises(CorpusError, match="log: changed while it was read: train on a copy of it"):
+        prepare(DataConfig(), load_corpus(str(log), progress=grow), tmp_path)
+    assert not list((tmp_path / "prepared").iterdir())
+
+
+def test_a_long_text_gives_its_merges_by_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "MERGE_SAMPLE_BYTES", 200_000)
+    text = "".join(f"{half} " * 150_000 for half in ("aaab", "ccd"))
+    corpus = Corpus(name="halves", documents=(text,))
+    tokenizer = prepare(DataConfig(tokenizer="bpe", vocab_size=262), corpus, tmp_path).tokenizer
+    assert len(tokenizer.encode(" aaab ccd")) < 9  # of both halves
+
+
+def test_memory_makes_no_other_data(tmp_path: Path) -> None:
+    first = prepare(CHAR, CORPUS, tmp_path)
+    inode = only_folder(tmp_path).stat().st_ino
+    assert_same(prepare(CHAR.replace(memory_mb=1000), CORPUS, tmp_path), first)
+    assert only_folder(tmp_path).stat().st_ino == inode
 
 
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from service.engine.loading import free_in_container
+from service.engine.memory import free_in_container
 
 
 @pytest.mark.parametrize(("limit", "free"), [("1000", 600), ("max", sys.maxsize)])

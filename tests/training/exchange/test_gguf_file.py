@@ -9,16 +9,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from service.bench.gguf_file import write_gguf
-from service.errors import SettingError
+from tests.training.exchange.vocabularies import TEXT, make_vocabulary
+from tests.training.foreign import MAKES
 from training.checkpoint import save_checkpoint
 from training.config import BudgetConfig, TrainConfig
+from training.errors import CheckpointError, ConfigError
+from training.exchange.gguf_file import write_gguf
 from training.models.gpt import GPT
 from training.tokenizers.base import Tokenizer
 from training.tokenizers.bpe import BpeTokenizer
 from training.tokenizers.char import CharTokenizer
-
-TEXT = "to be, or not to be: that is the question — né €5\n"
 
 
 def save(folder: Path, model: GPT, tokenizer: Tokenizer) -> Path:
@@ -62,21 +62,49 @@ def test_the_shape_stands_in_the_header(make_gpt, tokenizer, tmp_path):
     assert reader.get_field("general.architecture").contents() == "qwen3"
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe"])
-def test_ids_stand_for_the_same_bytes(make_gpt, tmp_path, kind):
-    tokenizer = CharTokenizer.train([TEXT]) if kind == "char" else BpeTokenizer.train([TEXT], 270)
+def read_vocabulary(make_gpt, folder: Path, tokenizer: Tokenizer) -> dict:
     model = make_gpt(vocab_size=tokenizer.vocab_size)
-    write_gguf(save(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", "f32")
-    reader, _ = read(tmp_path / "model.gguf")
-    tokens, kinds, merges = (
-        reader.get_field(f"tokenizer.ggml.{name}").contents() for name in ("tokens", "token_type", "merges")
-    )
+    write_gguf(save(folder / "model", model, tokenizer), folder / "model.gguf", "f32")
+    reader, _ = read(folder / "model.gguf")
+    prefix = "tokenizer.ggml."
+    return {
+        name.removeprefix(prefix): field.contents() for name, field in reader.fields.items() if name.startswith(prefix)
+    }
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", *MAKES])
+def test_ids_stand_for_the_same_bytes(make_gpt, tmp_path, kind):
+    tokenizer = make_vocabulary(kind)
+    told = read_vocabulary(make_gpt, tmp_path, tokenizer)
+    tokens, kinds = told["tokens"], told["token_type"]
     byte_of = {letter: byte for byte, letter in gguf.vocab.bytes_to_unicode().items()}
-    plain = [id_ for id_ in range(tokenizer.vocab_size) if id_ not in tokenizer.special_ids]
-    for id_ in plain:
-        assert bytes(byte_of[letter] for letter in tokens[id_]) == tokenizer.token_bytes(id_)
-    assert {id_ for id_, of in enumerate(kinds) if of == gguf.TokenType.CONTROL} == tokenizer.special_ids
-    assert merge(TEXT, tokens, merges) == tokenizer.encode(TEXT)
+    assert len(tokens) == len(set(tokens)) == tokenizer.vocab_size
+    for id_, (token, type_) in enumerate(zip(tokens, kinds, strict=True)):
+        if type_ == gguf.TokenType.NORMAL:
+            assert bytes(byte_of[letter] for letter in token) == tokenizer.token_bytes(id_)
+        assert (id_ in tokenizer.special_ids) == (type_ not in (gguf.TokenType.NORMAL, gguf.TokenType.USER_DEFINED))
+    ends = [told[f"{name}_token_id"] for name in ("bos", "eos")]
+    assert ends[1] == tokenizer.end_of_text_id
+    assert told["add_bos_token"] == (kind == "llama3")
+    assert tokenizer.encode("")[:1] == (ends[:1] if kind == "llama3" else [])
+    assert not told["add_eos_token"]
+    assert ("unknown_token_id" in told) == (kind == "char")
+    names = {"llama3": "llama-bpe", "qwen": "qwen2", "smollm": "smollm"}
+    assert told["pre"] == names.get(kind, "gpt-2")
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_the_merges_lead_to_the_same_ids(make_gpt, tmp_path, kind):
+    tokenizer = make_vocabulary(kind)
+    told = read_vocabulary(make_gpt, tmp_path, tokenizer)
+    assert merge(TEXT, told["tokens"], told["merges"]) == tokenizer.encode(TEXT)
+
+
+@pytest.mark.parametrize("plain", [CharTokenizer("ab"), BpeTokenizer([])], ids=["char", "bpe"])
+def test_a_vocabulary_without_merges_has_one_that_never_fires(make_gpt, tmp_path, plain):
+    told = read_vocabulary(make_gpt, tmp_path, plain)
+    assert len(told["merges"]) == 1
+    assert merge("abba", told["tokens"], told["merges"]) == plain.encode("abba")
 
 
 def merge(text: str, tokens: list[str], merges: list[str]) -> list[int]:
@@ -92,14 +120,29 @@ def merge(text: str, tokens: list[str], merges: list[str]) -> list[int]:
         parts[i : i + 2] = ["".join(parts[i : i + 2])]
 
 
-def test_another_layout_is_refused(make_gpt, tokenizer, tmp_path):
-    folder = save(tmp_path / "model", make_gpt(position="learned"), tokenizer)
-    with pytest.raises(SettingError, match="Qwen3"):
+@pytest.mark.parametrize(
+    ("family", "shape", "named"),
+    [
+        ("gpt", {"position": "learned"}, r"model_type 'minigpt' \(position = 'learned'\)"),
+        ("gpt", {"qk_norm": False}, r"model_type 'llama' \(qk_norm = False\)"),
+        ("lstm", {}, r"model_type 'minigpt' \(family = 'recurrent'\)"),
+    ],
+)
+def test_another_layout_is_refused(make_model_of, tokenizer, tmp_path, family, shape, named):
+    folder = save(tmp_path / "model", make_model_of(family, **shape), tokenizer)
+    with pytest.raises(CheckpointError, match=named):
         write_gguf(folder, tmp_path / "model.gguf", "f32")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_widths_that_make_no_blocks_are_refused(make_gpt, tokenizer, tmp_path):
     folder = save(tmp_path / "model", make_gpt(n_embd=48, head_dim=16), tokenizer)
-    with pytest.raises(SettingError, match="choose bf16"):
+    with pytest.raises(ConfigError, match="choose bf16"):
         write_gguf(folder, tmp_path / "model.gguf", "q8_0")
-    assert list(tmp_path.glob("*.gguf")) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(make_gpt, tokenizer, tmp_path):
+    folder = save(tmp_path / "model", make_gpt(), tokenizer)
+    with pytest.raises(CheckpointError, match="cannot write"):
+        write_gguf(folder, tmp_path / "nowhere" / "model.gguf", "f32")

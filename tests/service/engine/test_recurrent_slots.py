@@ -1,0 +1,166 @@
+"""A slot holds what its own sequence left there, however that was computed and whoever had it before."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.config import EngineSettings
+from service.engine.loading import make_engine
+from service.engine.recurrent_slots import SlotRunner, Slots
+from service.engine.scheduler import Work
+from service.engine.sequence import Sequence
+from service.engine.state_pool import PagePool
+from service.errors import SettingError
+from service.protocol import Claim
+from tests.service.engine.test_engine import oracle
+from training.models.base import UNBOUNDED_CONTEXT
+from training.models.families import AnyModel
+from training.tokenizers.char import CharTokenizer
+
+CPU = torch.device("cpu")
+NUM_SLOTS = 4
+SMALL = EngineSettings(device="cpu", max_num_seqs=3, max_step_tokens=16)
+
+MakeModel = Callable[..., AnyModel]
+MakeClaim = Callable[..., Claim]
+Finish = Callable[..., dict[str, list[int]]]
+
+
+@pytest.fixture
+def slot_model(slot_family: str, make_model_of: MakeModel) -> AnyModel:
+    return make_model_of(slot_family)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), min_size=1, max_size=NUM_SLOTS),
+    seed=st.integers(0, 2**32),
+)
+def test_logits_of_any_chunks_beside_strangers_equal_the_full_sequence(
+    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, prompts: list[list[int]], seed: int
+) -> None:
+    """full sequence ≡ prefill + decode ≡ chunked prefill ≡ batched with strangers, for every family (fp32, 1e-5)."""
+    random = Random(seed)
+    pool = PagePool(NUM_SLOTS, slot_model.state_spec.max_context, prefix_caching=False)
+    slots = Slots(slot_model.state_spec, NUM_SLOTS, dtype=torch.float32, device=CPU)
+    for kept in slots.tensors.values():
+        kept.fill_(float("nan"))  # poison: what a former sequence left shows
+    runner = SlotRunner(slot_model, slots)
+    sequences = [Sequence(make_claim(str(i), prompt), tokenizer, 0.0) for i, prompt in enumerate(prompts)]
+    assert all(pool.admit(sequence) for sequence in sequences)
+    while unfinished := [sequence for sequence in sequences if sequence.num_to_compute]:
+        drawn = [Work(sequence, random.randint(0, min(7, sequence.num_to_compute))) for sequence in unfinished]
+        works = sorted((work for work in drawn if work.num_tokens), key=lambda work: work.num_tokens > 1)
+        if not works:
+            continue
+        logits = runner.run(works)
+        for row, work in zip(logits, [work for work in works if work.num_logits], strict=True):
+            with torch.inference_mode():
+                expected = slot_model(torch.tensor([work.sequence.token_ids]))[0, -1]
+            torch.testing.assert_close(row, expected, rtol=0, atol=1e-5)
+        for sequence, num_tokens in works:
+            sequence.num_computed_tokens += num_tokens
+
+
+def test_who_finds_no_slot_waits_and_has_the_same_tokens(
+    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, finish: Finish
+) -> None:
+    claims = [make_claim(str(index), [index + 1] * 9, temperature=0.9, max_tokens=20) for index in range(5)]
+    roomy, tight = make_engine(slot_model, tokenizer, SMALL), make_engine(slot_model, tokenizer, SMALL, num_pages=2)
+    for claim in claims:
+        roomy.add(claim)
+        tight.add(claim)
+    tokens: dict[str, list[int]] = {}
+    usages, num_preempted = [], 0
+    while tight.has_work:
+        for output in tight.step():
+            tokens.setdefault(output.id, []).extend(output.token_ids)
+        usages.append(tight.last_step.kv_cache_usage)
+        num_preempted += tight.last_step.num_preempted
+    assert tokens == finish(roomy)
+    assert (max(usages), usages[-1], num_preempted) == (1.0, 0.0, 0)
+
+
+def test_a_text_goes_on_past_the_window_that_was_trained_on(
+    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, finish: Finish
+) -> None:
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6] * 12
+    assert len(prompt) > slot_model.config.context_length
+    engine = make_engine(slot_model, tokenizer, SMALL)
+    engine.add(make_claim("a", prompt))
+    assert finish(engine)["a"] == oracle(slot_model, tokenizer, prompt, 12)
+
+
+def test_a_prompt_is_scored_the_same_in_any_chunks(
+    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim
+) -> None:
+    prompt = [7, 2, 9, 4, 4, 1, 8, 3, 5, 6, 2]
+    with torch.inference_mode():
+        logprobs = slot_model(torch.tensor([prompt]))[0, :-1].log_softmax(-1)
+    expected = logprobs.gather(1, torch.tensor(prompt[1:]).unsqueeze(1)).squeeze(1)
+    for max_step_tokens in (3, 16):
+        engine = make_engine(slot_model, tokenizer, SMALL.replace(max_step_tokens=max_step_tokens))
+        engine.add(make_claim("a", prompt, max_tokens=0, logprobs=0, prompt_logprobs=True))
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step()
+        [output] = outputs
+        told = torch.tensor([entry.logprob for entry in output.prompt_logprobs])
+        torch.testing.assert_close(told, expected, rtol=0, atol=1e-5)
+
+
+def test_storage_is_what_a_slot_says(slot_model: AnyModel) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        slots = Slots(slot_model.state_spec, 10, dtype=dtype, device=CPU)
+        assert sum(kept.nbytes for kept in slots.tensors.values()) == 10 * Slots.slot_bytes(
+            slot_model.state_spec, dtype
+        )
+
+
+def test_torch_computes_in_fp32_with_a_slot_for_each_sequence(slot_model: AnyModel, tokenizer: CharTokenizer) -> None:
+    engine = make_engine(slot_model, tokenizer, SMALL)
+    assert (engine.info.kernels, engine.info.dtype, engine.info.exact) == ("torch", "fp32", False)
+    assert engine.info.kv_cache_bytes == 3 * Slots.slot_bytes(slot_model.state_spec, torch.float32)
+    assert engine.max_context == UNBOUNDED_CONTEXT
+
+
+def test_bf16_where_it_is_asked_for_stays_close(
+    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim
+) -> None:
+    with torch.inference_mode():
+        expected = slot_model(torch.arange(30)[None])[0, -1]
+    engine = make_engine(slot_model, tokenizer, SMALL.replace(dtype="bf16", max_step_tokens=30))
+    sequence = Sequence(make_claim("a", range(30)), tokenizer, 0.0)
+    assert engine._pool.admit(sequence)
+    logits = engine._runner.run([Work(sequence, 30)])[0]
+    assert (logits - expected).abs().max() < 0.2 * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ({"kernels": "native"}, "kernels = 'native': the model is not of the Qwen3 layout; choose auto or torch"),
+        ({"dtype": "int8"}, "dtype = 'int8': only the native kernels have it"),
+        ({"kv_cache_mb": 10**9}, r"kv_cache_mb = 1000000000: \d+ MiB of memory are free; give less"),
+    ],
+    ids=str,
+)
+def test_what_is_not_to_be_had_is_refused(
+    make_model_of: MakeModel, tokenizer: CharTokenizer, refused: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        make_engine(make_model_of("lstm"), tokenizer, SMALL.replace(**refused))
+
+
+def test_memory_bounds_the_slots_and_holds_at_least_one(make_model_of: MakeModel, tokenizer: CharTokenizer) -> None:
+    wide = make_model_of("conv", n_embd=2**14, n_layer=5, dilation_cycle=5, n_hidden=1)  # 31 positions before its own
+    slot_bytes = Slots.slot_bytes(wide.state_spec, torch.float32)
+    assert slot_bytes == 31 * 2**16
+    with pytest.raises(SettingError, match="kv_cache_mb = 1: one full context takes 2 MiB; give at least that"):
+        make_engine(wide, tokenizer, SMALL.replace(kv_cache_mb=1))
+    assert make_engine(wide, tokenizer, SMALL.replace(kv_cache_mb=4)).info.kv_cache_bytes == 2 * slot_bytes
+    assert make_engine(wide, tokenizer, SMALL.replace(kv_cache_mb=50)).info.kv_cache_bytes == 3 * slot_bytes
