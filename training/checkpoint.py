@@ -1,5 +1,6 @@
 """Checkpoint folders: write a trained model aside and rename it into place; read one back, or say why not."""
 
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -102,6 +103,8 @@ def save_checkpoint(
         _write_json(aside / MANIFEST, msgspec.to_builtins(manifest))
         write_model_card(aside, manifest, hf_model_type(model.config))
         (aside / WEIGHTS).chmod((aside / MANIFEST).stat().st_mode)  # safetensors lets only the owner read
+        for file in aside.iterdir():
+            sync(file)
         _replace(folder, aside)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -149,6 +152,12 @@ def load_weights(model: AnyModel, weights: dict[str, Tensor], folder: Path) -> N
     if wrong := sorted({*missing, *unexpected} - tied):
         raise CheckpointError(f"{folder / WEIGHTS}: does not hold the model of {CONFIG}: {', '.join(wrong)}")
     model.tie()
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold the file before its name does: a power cut must not leave the name on half of it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

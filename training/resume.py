@@ -1,6 +1,5 @@
 """The state of a run in one file, replaced by one rename: there is no moment at which it is half-written."""
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from training.checkpoint import sync
 from training.config import TrainConfig
 from training.distributed import Ranks
 from training.errors import TrainingError
@@ -49,7 +49,7 @@ def save_resume(path: Path, state: ResumeState, parts: Parts) -> None:
     try:
         aside.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, aside, metadata={"state": msgspec.json.encode(state).decode()})
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
         aside.unlink(missing_ok=True)
@@ -94,9 +94,3 @@ def load_rng_tensors(tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
         available = name == "cpu" or torch.cuda.is_available()
         if name in tensors and available and ranks.rank < len(tensors[name]):
             set_state(tensors[name][ranks.rank].cpu())
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold the file before its name does: a power cut must not leave the name on half of it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

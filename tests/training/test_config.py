@@ -8,18 +8,18 @@ from training.errors import ConfigError
 
 def test_every_preset_is_valid_and_says_what_it_is() -> None:
     presets = list_presets()
-    assert {"shakespeare", "nanogpt-cpu"} <= presets.keys()
+    assert {"best", "nanogpt-cpu"} <= presets.keys()
     assert all(config.title for config in presets.values())
 
 
 def test_overrides_replace_single_values() -> None:
-    config = load_config("shakespeare", ["model.n_layer=2", "data.corpus=pydoc-topics", "optim.betas=[0.8, 0.9]"])
+    config = load_config("best", ["model.n_layer=2", "data.corpus=pydoc-topics", "optim.betas=[0.8, 0.9]"])
     assert (config.model.n_layer, config.data.corpus, config.optim.betas) == (2, "pydoc-topics", (0.8, 0.9))
     assert override_config(config, ["run.seed=5"]).run.seed == 5
 
 
 def test_a_new_budget_replaces_the_presets() -> None:
-    budget = load_config("shakespeare", ["budget.minutes=2", "budget.patience=3"]).budget
+    budget = load_config("best", ["budget.minutes=2", "budget.patience=3"]).budget
     assert (budget.minutes, budget.tokens, budget.steps, budget.patience) == (2, None, None, 3)
 
 
@@ -54,7 +54,7 @@ def test_a_new_budget_replaces_the_presets() -> None:
 )
 def test_a_bad_override_is_refused_by_name(override: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")) as refused:
-        load_config("shakespeare", [override])
+        load_config("best", [override])
     assert "\n" not in str(refused.value)
 
 

@@ -45,7 +45,7 @@ def test_its_program_runs(tmp_path: Path, card: str, capsys: pytest.CaptureFixtu
     program = card.split("```python\n")[1].split("```")[0].replace("PATH/OF/THIS/FOLDER", str(tmp_path / "c"))
     capsys.readouterr()
     exec(program, {})
-    assert len(capsys.readouterr().out) > 50
+    assert "he " in capsys.readouterr().out
 
 
 def test_a_layout_of_our_own_is_not_said_to_load_elsewhere(

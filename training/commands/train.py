@@ -16,7 +16,7 @@ from training.commands.session import claim_folder, load_data, run_training
 from training.config import TrainConfig, list_presets, load_config, override_config
 from training.errors import ConfigError
 
-DEFAULT_PRESET = "shakespeare"
+DEFAULT_PRESET = "best"
 
 
 def train(
