@@ -196,7 +196,7 @@ def test_loss_over_the_validation_split(tinyshakespeare: Path, make_claim: MakeC
     means = {arithmetic: np.mean(each) for arithmetic, each in losses.items()}
     logging.getLogger(__name__).info("nats a token: %s", means)
     assert len(losses["fp32"]) > 111_000 / every
-    assert means["fp32"] == pytest.approx(1.4505, abs=0.001)
+    assert means["fp32"] == pytest.approx(1.4093, abs=0.004)
     for arithmetic, nats in NATS.items():
         assert means[arithmetic] == pytest.approx(means["fp32"], abs=nats)
 
