@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 import torch
+from hypothesis import settings
 
 from service.protocol import Request, SamplingParams
 from tests.fleet.redis_server import RedisServer, find_programs
@@ -24,9 +25,12 @@ from training.models.families import AnyModel, make_model
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
-# Tests run side by side: threads that spin while they wait starve the others, here and in the processes of a test.
+# Tests run side by side: threads that spin while they wait starve the others, here and in the processes of a test,
+# and what an example takes says nothing.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+settings.register_profile("beside_others", deadline=None)
+settings.load_profile("beside_others")
 
 SHAPES = {
     "qwen3": {},

@@ -35,7 +35,6 @@ NUM_EXAMPLES = {"local": 40, "link": 40, "redis": 40, "valkey": 10}
 """Few where what runs is the library that ran in Redis."""
 SETTINGS = settings(
     stateful_step_count=50,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

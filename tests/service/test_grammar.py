@@ -59,7 +59,6 @@ def walk(matcher: Matcher, tokenizer: Tokenizer, rng: random.Random, most: int =
     return None
 
 
-@settings(deadline=None)
 @given(source=regexes, tokenizer=st.sampled_from([MERGED, CHARS]), seed=st.integers(0, 2**32))
 def test_a_text_of_allowed_tokens_matches_and_never_comes_to_a_dead_end(
     source: str, tokenizer: Tokenizer, seed: int
@@ -74,7 +73,6 @@ def test_a_text_of_allowed_tokens_matches_and_never_comes_to_a_dead_end(
         assert re.fullmatch(source, tokenizer.decode(ids))
 
 
-@settings(deadline=None)
 @given(source=regexes, seed=st.integers(0, 2**32), at=st.integers(0, 60))
 def test_going_on_from_the_tokens_alone_allows_the_same(source: str, seed: int, at: int) -> None:
     grammars, rng = GRAMMARS[MERGED], random.Random(seed)
@@ -155,7 +153,7 @@ def fulfils_person(value: dict[str, Any]) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
 def test_a_text_of_allowed_tokens_fulfils_the_schema(seed: int) -> None:
     ids = walk(GRAMMARS[MERGED].start(schema(PERSON)), MERGED, random.Random(seed), most=300)
@@ -217,7 +215,6 @@ def test_what_the_vocabulary_cannot_spell_is_refused(grammar: Grammar) -> None:
         GRAMMARS[CHARS].start(grammar)
 
 
-@settings(deadline=None)
 @given(source=st.text(alphabet="ab()[]{}|*+?.^$\\-,1/\n&~é<>%", max_size=12))
 def test_any_expression_is_compiled_or_refused(source: str) -> None:
     with contextlib.suppress(GrammarError):
@@ -240,7 +237,6 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(source=st.dictionaries(st.sampled_from(["type", "items", "properties", "anyOf", "$defs", "const"]), values))
 def test_any_schema_is_compiled_or_refused(source: dict[str, Any]) -> None:
     with contextlib.suppress(GrammarError):

@@ -137,7 +137,7 @@ FAULTS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(faults=FAULTS, number=st.integers(1, 7), max_tokens=st.sampled_from([1, 2, 300]))
 def test_each_request_is_computed_to_its_end_wherever_leases_are_lost(faults: Faults, number: int, max_tokens: int):
     requests = make_requests(number, max_tokens)

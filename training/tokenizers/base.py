@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         """Return the ids of `text`; what looks like a special token is plain text."""
 
     def encode_array(self, text: str) -> npt.NDArray[np.uint16]:
-        """Return the same ids as `encode`, as an array, for a whole corpus."""
+        """Return the ids of a piece of a corpus: those of `encode`, without what some vocabularies put first."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of one token, possibly part of a character; empty for `END_OF_TEXT`.

@@ -93,7 +93,7 @@ class ImportedTokenizer(BytesTokenizer):
         self._id_of_rank = np.array([id_of[token] for token in ranks], np.uint32)
         self._encoding = tiktoken.Encoding("imported", pat_str=split.pattern, mergeable_ranks=ranks, special_tokens={})
         self._normalizes = file.normalizer is not None
-        self._prefix = np.array(_read_prefix(file.post_processor), np.uint32)
+        self._prefix = _read_prefix(file.post_processor)
         self._written = {token.content: token.id for token in file.added_tokens if not token.special}
         longest_first = sorted(self._written, key=len, reverse=True)
         self._cut = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
@@ -122,10 +122,10 @@ class ImportedTokenizer(BytesTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; what looks like a special token is plain text."""
-        return self._encode(text).tolist()
+        return [*self._prefix, *self._encode(text).tolist()]
 
     def encode_array(self, text: str) -> npt.NDArray[np.uint16]:
-        """Return the same ids as `encode`, as an array.
+        """Return the ids of a piece of text to train on: those of `encode` without what stands before every text.
 
         Raises:
             TokenizerError: more entries than 16 bits count.
@@ -143,11 +143,11 @@ class ImportedTokenizer(BytesTokenizer):
     def transformers_config(self) -> dict[str, Any]:
         """Return what `tokenizer_config.json` says."""
         end = self._names[self._end_of_text_id]
-        begin = self._names[int(self._prefix[0])] if self._prefix.size else end
+        begin = self._names[self._prefix[0]] if self._prefix else end
         return transformers_config(begin, end) | {END_OF_TEXT_KEY: self._end_of_text_id}
 
     def _encode(self, text: str) -> npt.NDArray[np.uint32]:
-        return np.concatenate([self._prefix, *self._parts(without_surrogates(text))])
+        return np.concatenate([np.empty(0, np.uint32), *self._parts(without_surrogates(text))])
 
     def _parts(self, text: str) -> Iterator[npt.NDArray[np.uint32]]:
         for part in self._cut.split(text):

@@ -20,7 +20,7 @@ TICK_S = 0.05
 """In steps of so many seconds they are waited for, each a turn of the loop: one that lags reads what came first."""
 PROBE_EVERY_S = 1.0
 MAX_CALLS = 16
-"""Calls at once, each on a connection of its own; more wait for their turn."""
+"""Calls at once, each on a connection of its own, and a ping on another if it lasts; more wait for their turn."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +57,10 @@ class Connection:
             redis.OutOfMemoryError: the server takes nothing new.
             Unavailable: no answer in time, or none to the last probe.
         """
-        if self.is_down:
-            raise self.unavailable()
-        try:
-            async with _Patience(self.client.ping), self._turns:
-                try:
-                    return await self._try(verb, args)
-                except CONNECTION_ERRORS:
-                    return await self._try(verb, args)
-        except redis.OutOfMemoryError:
-            raise
-        except (redis.RedisError, OSError, TimeoutError) as error:
-            self._go_down(error)
-            raise self.unavailable() from error
+        async with self._turns:  # first: who waits for a turn asks the server nothing
+            if self.is_down:
+                raise self.unavailable()
+            return await self._call(verb, args)
 
     async def persist(self, verb: str, *args: Argument, for_s: float) -> Any:  # noqa: ANN401 - as Redis answers
         """Call a verb that says the same twice, again and again until it is answered.
@@ -95,6 +86,19 @@ class Connection:
     def unavailable(self) -> Unavailable:
         """Return the error of a server that is away."""
         return Unavailable("the queue cannot be reached; retry shortly", retry_after_s=PROBE_EVERY_S)
+
+    async def _call(self, verb: str, args: Sequence[Argument]) -> Any:  # noqa: ANN401 - as Redis answers
+        try:
+            async with _Patience(self.client.ping):
+                try:
+                    return await self._try(verb, args)
+                except CONNECTION_ERRORS:
+                    return await self._try(verb, args)
+        except redis.OutOfMemoryError:
+            raise
+        except (redis.RedisError, OSError, TimeoutError) as error:
+            self._go_down(error)
+            raise self.unavailable() from error
 
     async def _try(self, verb: str, args: Sequence[Argument]) -> Any:  # noqa: ANN401 - as Redis answers
         try:

@@ -66,7 +66,7 @@ def test_buckets_are_powers_of_two_up_to_the_most(most: int, sizes: list[int]) -
     assert bucket_sizes(most) == sizes
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_padded_buckets_equal_the_plain_runner_and_write_where_it_does(
     gpt: GPT, make_graph_runner: MakeGraphRunner, make_sequence: MakeSequence, seed: int

@@ -173,7 +173,7 @@ class Watched:
         self.ended.add(id_)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS, num_pages=st.integers(16, 40))
 def test_no_page_is_leaked_and_everyone_ends_under_any_order_of_submit_cancel_preempt_finish(
     model: AnyModel,

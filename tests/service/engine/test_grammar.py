@@ -59,7 +59,7 @@ ways = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model_seed=st.integers(0, 5), source=st.sampled_from(REGEXES), way=ways)
 def test_a_text_that_stops_matches_whatever_the_model_and_the_way_of_sampling(
     make_gpt: Callable[..., GPT],
@@ -77,7 +77,7 @@ def test_a_text_that_stops_matches_whatever_the_model_and_the_way_of_sampling(
     assert bool(re.fullmatch(source, tokenizer.decode(token_ids))) or end.finish_reason == "length"
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model_seed=st.integers(0, 5), seed=st.integers(0, 2**63 - 1))
 def test_json_fulfils_its_schema(
     make_gpt: Callable[..., GPT], make_claim: MakeClaim, model_seed: int, seed: int

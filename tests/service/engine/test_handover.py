@@ -69,7 +69,7 @@ def answer(engine: Engine, claim: Claim, company: list[Claim]) -> Answer:
     return Answer(token_ids, logprobs, (end.finish_reason, end.stop_reason), num_steps)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     way=st.sampled_from(WAYS),
     seed=st.integers(0, 2**63 - 1),

@@ -45,7 +45,7 @@ NATS = {"fp32": 1e-5, "bf16": 0.001, "int8": 0.001}
 
 needs_kernels = pytest.mark.skipif(best_level() is None, reason="no native kernels: installed without a C++ compiler")
 every_arithmetic = pytest.mark.parametrize("arithmetic", ERRORS)
-with_fixtures = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+with_fixtures = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 some_prompts = st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=64), min_size=1, max_size=6)
 
 

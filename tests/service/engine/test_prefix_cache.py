@@ -256,4 +256,4 @@ def past(sequence: Sequence, position: int) -> Past:
 
 
 TestSchedules = Schedules.TestCase
-TestSchedules.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+TestSchedules.settings = settings(max_examples=80, stateful_step_count=60)

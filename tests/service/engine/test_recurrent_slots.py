@@ -35,7 +35,7 @@ def slot_model(slot_family: str, make_model_of: MakeModel) -> AnyModel:
     return make_model_of(slot_family)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts=st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), min_size=1, max_size=NUM_SLOTS),
     seed=st.integers(0, 2**32),

@@ -17,7 +17,7 @@ from training.tokenizers.char import CharTokenizer
 PAGE_SIZE = 4
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts=st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), min_size=1, max_size=4),
     seed=st.integers(0, 2**32),

@@ -63,7 +63,7 @@ def support(logits: list[float], temperature: float, top_k: int | None, top_p: f
     return {i for i in kept if weights[i] >= min_p * max(weights)}
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     # Integers keep the borders apart: no verdict hangs on the last bit.
     logits=st.lists(st.integers(-6, 6), min_size=2, max_size=12),
@@ -101,7 +101,7 @@ def test_shares_are_those_of_the_softmax(draw: Draw, make_sequence: MakeSequence
         assert shares[token_id] / count == pytest.approx(probability, abs=error)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**63 - 1), data=st.data())
 def test_a_rows_token_depends_on_nothing_but_itself(
     draw: Draw, make_sequence: MakeSequence, seed: int, data: st.DataObject
@@ -152,7 +152,7 @@ def test_banned_ids_are_never_drawn_and_broken_rows_give_none(draw: Draw, make_s
         assert draw(logits.clone(), sequences, banned=[0]) == [1, None, None]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**63 - 1))
 def test_both_samplers_draw_the_same(make_sequence: MakeSequence, seed: int) -> None:
     if best_level() is None:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.config import EngineSettings
@@ -79,7 +79,6 @@ def test_a_draft_keeps_to_the_budget_of_a_step(
 
 
 @given(text=st.lists(st.integers(0, 2), min_size=1, max_size=60), count=st.integers(1, 5), start=st.integers(1, 60))
-@settings(deadline=None)
 def test_a_guess_is_what_followed_the_last_time(text: list[int], count: int, start: int) -> None:
     lookup = PromptLookup()
     for length in range(min(start, len(text)), len(text) + 1):

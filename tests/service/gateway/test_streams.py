@@ -130,7 +130,7 @@ class Engine:
         self._queue.emit("w", [emission])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(logs=logs, stop=stops, echo=st.booleans(), rng=st.randoms(use_true_random=False))
 def test_a_stream_that_is_cut_and_resumed_is_the_stream_that_was_not(logs, stop, echo, rng):
     asyncio.run(cut_and_resume(logs, stop, echo, rng))

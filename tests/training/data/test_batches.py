@@ -2,7 +2,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.batches import (
@@ -32,7 +32,6 @@ def assert_is_batch(inputs: torch.Tensor, targets: torch.Tensor) -> None:
 
 
 @given(**SIZES, seed=st.integers(0, 2**63), index=st.integers(0, 10_000))
-@settings(deadline=None)
 def test_a_training_batch_is_whole_windows(
     num_tokens: int, context_length: int, batch_size: int, seed: int, index: int
 ) -> None:
@@ -87,7 +86,6 @@ def test_some_rows_of_a_batch_are_those_of_the_whole(kind: type[RandomBatches | 
 
 
 @given(**SIZES, seed=st.integers(0, 2**63), epoch=st.integers(0, 5))
-@settings(deadline=None)
 def test_streams_go_on_through_an_epoch_and_never_over_each_other(
     num_tokens: int, context_length: int, batch_size: int, seed: int, epoch: int
 ) -> None:
@@ -111,7 +109,6 @@ def test_streams_begin_elsewhere_in_each_epoch_and_with_each_seed() -> None:
 
 
 @given(**SIZES)
-@settings(deadline=None)
 def test_validation_streams_predict_each_token_but_the_first_once(
     num_tokens: int, context_length: int, batch_size: int
 ) -> None:
@@ -134,7 +131,6 @@ def test_every_place_is_trained_on() -> None:
 
 
 @given(**SIZES)
-@settings(deadline=None)
 def test_validation_predicts_each_token_but_the_first_once(
     num_tokens: int, context_length: int, batch_size: int
 ) -> None:

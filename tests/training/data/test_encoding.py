@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data import encoding
@@ -84,7 +84,6 @@ def test_ids_depend_on_neither_processes_nor_pieces(
     texts=st.lists(st.text(alphabet="ab é3.'s\n\u3000他。", max_size=30) | st.text(max_size=30), max_size=4),
     piece_bytes=st.integers(1, 40),
 )
-@settings(deadline=None)
 def test_any_documents_in_pieces_of_any_size(tokenizer: Tokenizer, texts: list[str], piece_bytes: int) -> None:
     digest = hashlib.sha256()
     pieces = list(read_pieces(texts, digest.update, piece_bytes))

@@ -30,7 +30,7 @@ def tricky(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 @given(before=ANY_TEXT, after=ANY_TEXT)
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_the_ids_of_the_parts_are_those_of_the_whole(tricky: Tokenizer, before: str, after: str) -> None:
     put_before = len(tricky.encode(""))  # Llama 3 begins every text with a token
     cut = last_border(before)
@@ -39,7 +39,6 @@ def test_the_ids_of_the_parts_are_those_of_the_whole(tricky: Tokenizer, before: 
 
 
 @given(before=ANY_TEXT, after=ANY_TEXT)
-@settings(deadline=None)
 def test_they_are_so_with_every_merge_that_the_text_itself_has(before: str, after: str) -> None:
     text = before + after
     with pytest.raises(TokenizerError) as refused:

@@ -4,7 +4,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.errors import TokenizerError
@@ -36,7 +36,6 @@ def test_ids_are_bytes_then_merges_in_order_then_end_of_text() -> None:
 
 
 @given(texts=st.lists(FEW_LETTERS, min_size=1), probe=FEW_LETTERS)
-@settings(deadline=None)
 def test_tiktoken_applies_merges_as_the_library_that_learned_them(texts: list[str], probe: str) -> None:
     tokenizer = learn_all(texts)
     peer = read_by_peer(tokenizer)
@@ -45,7 +44,6 @@ def test_tiktoken_applies_merges_as_the_library_that_learned_them(texts: list[st
 
 
 @given(texts=st.lists(FEW_LETTERS, min_size=1))
-@settings(deadline=None)
 def test_each_token_that_is_text_encodes_to_itself(texts: list[str]) -> None:
     tokenizer = learn_all(texts)
     for token_id in range(tokenizer.vocab_size - 1):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.errors import TokenizerError
@@ -21,7 +21,6 @@ WITH_SURROGATES = st.text(alphabet=st.characters(exclude_categories=[]))
 
 
 @given(text=FAMILIAR)
-@settings(deadline=None)
 def test_text_of_the_corpus_alphabet_survives(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -32,7 +31,6 @@ def test_the_corpus_survives(tokenizer: Tokenizer, documents: tuple[str, ...]) -
 
 
 @given(text=WITH_SURROGATES)
-@settings(deadline=None)
 def test_encoding_is_total_and_both_forms_agree(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     array = tokenizer.encode_array(text)
@@ -43,7 +41,6 @@ def test_encoding_is_total_and_both_forms_agree(tokenizer: Tokenizer, text: str)
 
 
 @given(text=ANY_TEXT)
-@settings(deadline=None)
 def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     joined = b"".join(map(tokenizer.token_bytes, ids))
@@ -77,7 +74,6 @@ def test_an_unknown_id_is_refused(tokenizer: Tokenizer, beyond: int) -> None:
 
 
 @given(text=ANY_TEXT)
-@settings(deadline=None)
 def test_the_peer_gives_the_same_ids_and_text(tokenizer: Tokenizer, peer: tokenizers.Tokenizer, text: str) -> None:
     peer.encode_special_tokens = True  # ours is never otherwise
     ids = peer.encode(text).ids
@@ -93,7 +89,6 @@ def test_the_peer_gives_the_same_ids_over_the_corpus(
 
 
 @given(data=st.data())
-@settings(deadline=None)
 def test_the_peer_decodes_any_ids_alike(tokenizer: Tokenizer, peer: tokenizers.Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)))
     assert peer.decode(ids) == tokenizer.decode(ids)

@@ -2,7 +2,7 @@
 
 import pytest
 import redis
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import SettingError
@@ -80,7 +80,6 @@ def test_the_examples_are_addresses():
         Address(url)
 
 
-@settings(deadline=None)
 @given(forms, passwords)
 def test_no_part_of_a_password_is_ever_shown(form, password):
     url = form.format(password)
@@ -94,7 +93,6 @@ def test_no_part_of_a_password_is_ever_shown(form, password):
     assert not any(SECRET in text for text in shown)
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_any_text_is_an_address_or_refused(text):
     for url in (text, f"redis://{text}", f"redis+sentinel://{text}/name/0"):

@@ -160,7 +160,20 @@ def test_however_many_calls_at_once_the_connections_are_few(run_in_loop, proxy, 
             assert answers == [[]] * len(answers)
 
     run_in_loop(main())
-    assert proxy.num_accepted <= MAX_CALLS
+    assert proxy.num_accepted <= 2 * MAX_CALLS
+
+
+def test_calls_that_wait_for_their_turn_do_not_ask_a_silent_server_whether_it_lives(
+    run_in_loop, server, proxy, far_url
+):
+    async def main():
+        async with Connection(Address(far_url)) as connection:
+            server.pause()
+            asyncio.get_running_loop().call_later(0.7, server.resume)
+            await asyncio.gather(*(connection.call("dead") for _ in range(20 * MAX_CALLS)), return_exceptions=True)
+
+    run_in_loop(main())
+    assert proxy.num_accepted <= 2 * MAX_CALLS
 
 
 def test_who_is_not_let_in_is_told_that_the_queue_cannot_be_used(run_async, server, client, caplog):
