@@ -15,11 +15,11 @@ from training.model_config import GPTConfig
 
 USABLE_SHARE = 0.92
 """Of the minutes; the rest goes to evaluations and to the compiler."""
-COMPILE_FROM_MINUTES = 3.0
-COMPILED_SPEEDUP = 1.3
-"""Against a step as it is measured, without the compiler …"""
-COMPILER_S = 20.0
-"""… which takes so long first."""
+COMPILE_FROM_MINUTES = 2.0
+COMPILED_SPEEDUP = 1.35
+"""Against a step as it is measured, without the compiler: 1.25 at 4 × 128, 1.45 from 6 × 192 on …"""
+COMPILER_S = 35.0
+"""… which takes so long first, unless it has kept what it made of a model of the same shape."""
 
 WEIGHTS_AT_1E14 = 2.6e6
 """Best N where C = 1e14; it grows with the square root of C (Hoffmann et al. 2022, arXiv 2203.15556, approach 1)."""
@@ -31,6 +31,15 @@ DROPOUT_PER_EPOCH = 0.02
 DROPOUT_FROM_EPOCHS = 2.5
 MAX_DROPOUT = 0.3
 
+MAX_TEMPERATURE = 1.15
+"""Of a model that has seen its text `EPOCHS_TO_CERTAINTY` times or more; before the first pass it is about as sure of
+itself as it may be."""
+EPOCHS_TO_CERTAINTY = 1.5
+
+BIGRAMS_UP_TO = 3e13
+"""Runs below get a table of bigrams, though other programs know no such layout: nothing else helps as much …"""
+MAX_BIGRAMS = 2**14
+"""… where each pair of tokens can have a row of its own."""
 HEAD_WIDTH = 64
 CONTEXT_LENGTH = 256
 MIN_WINDOWS = 16
@@ -78,16 +87,20 @@ def plan(text: TextSize, flops_per_second: float, minutes: float) -> TrainConfig
     speed = flops_per_second * (COMPILED_SPEEDUP if compile_model else 1.0)
     flops = speed * 60 * minutes * USABLE_SHARE
     model = choose_shape(_best_weights(flops, text.num_train), text)
+    if flops < BIGRAMS_UP_TO and (text.vocab_size + 1) ** 2 <= MAX_BIGRAMS:
+        model = model.replace(ngram_orders=(2,))
     epochs = flops / count_costs(model).flops_per_token / text.num_train
     used = min(1.0, MAX_EPOCHS / epochs)
     num_tokens = used * epochs * text.num_train
     batch_size = _choose_batch(used * flops, num_tokens / model.context_length)
+    shape = f"{model.n_layer} × {model.n_embd}{' with bigrams' if model.ngram_orders else ''}"
     return TrainConfig(
-        title=f"planned for {minutes:g} minutes: about {used * epochs:.1f} passes over the text",
+        title=f"planned for {minutes:g} minutes: {shape}, about {used * epochs:.1f} passes over the text",
         model=model.replace(vocab_size=0, dropout=_choose_dropout(used * epochs)),
         run=RunConfig(
             batch_size=batch_size,
             compile=compile_model,
+            temperature=_choose_temperature(used * epochs),
             eval_every=_choose_eval_every(num_tokens, text, batch_size * model.context_length),
         ),
         budget=BudgetConfig(minutes=minutes * used),
@@ -178,6 +191,10 @@ def _choose_dropout(epochs: float) -> float:
     if epochs < DROPOUT_FROM_EPOCHS:
         return 0.0
     return min(MAX_DROPOUT, round(round(DROPOUT_PER_EPOCH * epochs / 0.05) * 0.05, 2))
+
+
+def _choose_temperature(epochs: float) -> float:
+    return round(1.0 + (MAX_TEMPERATURE - 1.0) * min(1.0, epochs / EPOCHS_TO_CERTAINTY), 2)
 
 
 def _choose_batch(flops: float, num_windows: float) -> int:

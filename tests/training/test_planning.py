@@ -55,7 +55,7 @@ def test_more_time_never_makes_a_smaller_model(text: TextSize, speed: float, min
 
 @pytest.mark.parametrize(("flops", "shape"), [(1.5e13, (4, 128)), (1e14, (6, 192)), (4e14, (6, 256))])
 def test_shapes_are_those_of_the_tuned_presets(flops: float, shape: tuple[int, int]) -> None:
-    planned = plan(TINYSHAKESPEARE, flops / 60 / 0.92 / 2, 2.0)
+    planned = plan(TINYSHAKESPEARE, flops / 60 / 0.92, 1.0)
     assert (planned.model.n_layer, planned.model.n_embd) == shape
 
 
@@ -67,6 +67,19 @@ def test_a_short_text_ends_early_and_drops_out_more() -> None:
     assert planned.model.dropout > roomy.model.dropout
     assert roomy.budget.minutes == 5.0
     assert f"{MAX_EPOCHS:.1f} passes" in planned.title
+
+
+def test_bigrams_are_for_short_runs_where_each_pair_has_a_row() -> None:
+    many_letters = TextSize(num_train=1_003_854, num_validation=111_540, vocab_size=1000)
+    assert plan(TINYSHAKESPEARE, 1e11, 1.0).model.ngram_orders == (2,)
+    assert plan(TINYSHAKESPEARE, 1e11, 20.0).model.ngram_orders == ()
+    assert plan(many_letters, 1e11, 1.0).model.ngram_orders == ()
+
+
+def test_the_more_passes_the_higher_the_temperature() -> None:
+    huge = TextSize(num_train=10**10, num_validation=10**8, vocab_size=67)
+    temperatures = [plan(huge, 1e9, 1.0).run.temperature, plan(TINYSHAKESPEARE, 1e11, 10.0).run.temperature]
+    assert temperatures == [1.0, 1.15]
 
 
 def test_minutes_must_be_some() -> None:

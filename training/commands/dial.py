@@ -45,8 +45,8 @@ def plan_run(minutes: float, data: Path | None, overrides: Sequence[str], consol
     planned = plan(size_of(prepared), speed, minutes)
     model, run = planned.model, planned.run
     console.print(
-        f"{planned.title} at {speed / 1e9:.0f} GFLOP/s: {model.n_layer} × {model.n_embd}, dropout {model.dropout:g}, "
-        f"batches of {run.batch_size} × {model.context_length}"
+        f"{planned.title} at {speed / 1e9:.0f} GFLOP/s; dropout {model.dropout:g}, "
+        f"batches of {run.batch_size} × {model.context_length}, temperature {run.temperature:g}"
     )
     if planned.budget.minutes is not None and planned.budget.minutes < minutes:
         console.print(f"the text is small: more than {planned.budget.minutes:.1f} minutes would only overfit")
