@@ -20,7 +20,7 @@ from training.events import EndEvent, Ending, EvaluationEvent, Event, StepEvent
 from training.examiner import Examination, Examiner
 from training.feed import Feed
 from training.gradients import find_gradients, shrink_micro_batches
-from training.memory import peak_memory_bytes
+from training.memory import keep_freed_memory, peak_memory_bytes
 from training.models.devices import choose_device, choose_dtype
 from training.models.families import make_model
 from training.optim import Average, Optimizer
@@ -63,6 +63,7 @@ class Trainer:
         clock: Callable[[], float] = time.monotonic,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
+        keep_freed_memory()
         self.data = data
         self.folder = folder
         self.ranks = ranks
