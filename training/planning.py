@@ -28,7 +28,7 @@ MAX_EPOCHS = 12.0
 MAX_WEIGHTS_PER_TOKEN = 10.0
 """… up to this N / D; then the run ends before its minutes do."""
 DROPOUT_PER_EPOCH = 0.02
-DROPOUT_FROM_EPOCHS = 2.5
+DROPOUT_FROM_EPOCHS = 3.0
 MAX_DROPOUT = 0.3
 
 MAX_TEMPERATURE = 1.15

@@ -68,11 +68,8 @@ class EngineInfo(NamedTuple):
     num_threads: int
     kv_cache_bytes: int
     """Most that keys and values, or recurrent states, may take."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether a token's logits are the same bits whatever else is computed: libraries promise no order of sums."""
-        return self.kernels != "torch"
+    exact: bool
+    """Whether a token's logits are the same bits whatever else is computed."""
 
     def __str__(self) -> str:
         megabytes = round(self.kv_cache_bytes / 2**20)

@@ -17,7 +17,7 @@ from service.engine.memory import count_pages, give_back_memory
 from service.engine.native import Arithmetic, NativeRunner, kv_dtype, why_not_native
 from service.engine.native_sampler import NativeSampler
 from service.engine.paged_kv import FLASH_PAGE_SIZE, PagedKV
-from service.engine.recurrent_slots import SlotRunner, Slots
+from service.engine.recurrent_slots import ROWS_ON_CPU, SlotRunner, Slots
 from service.engine.runner import ModelRunner
 from service.engine.sampler import sample
 from service.engine.state_pool import PagePool
@@ -112,7 +112,7 @@ def _make_with_pages(model: GPT, settings: EngineSettings, num_pages: int | None
         runner = _make_torch_runner(model.eval().to(dtype), num_pages, page_size, settings.max_num_seqs)
     pool = PagePool(num_pages, page_size, prefix_caching=settings.prefix_caching)
     level = (best_level() or "") if is_native else "torch"
-    info = _describe(device, level, arithmetic, num_pages * page_bytes)
+    info = _describe(device, level, arithmetic, num_pages * page_bytes, exact=is_native)
     return _Parts(runner, pool, info, can_speculate=is_native)  # else the last bit hangs on how many tokens a step has
 
 
@@ -122,19 +122,23 @@ def _make_with_slots(model: AnyModel, spec: SlotSpec, settings: EngineSettings, 
     dtype = kv_dtype(arithmetic)
     slot_bytes = Slots.slot_bytes(spec, dtype)
     num_slots = num_slots or min(settings.max_num_seqs, count_pages(settings, device, slot_bytes, 1))
-    runner = SlotRunner(model.eval().to(dtype), Slots(spec, num_slots, dtype=dtype, device=device))
+    slots = Slots(spec, num_slots, dtype=dtype, device=device)
+    runner = SlotRunner(model.eval().to(dtype), slots, ROWS_ON_CPU if device.type == "cpu" else num_slots)
     pool = PagePool(num_slots, spec.max_context, prefix_caching=False)
-    info = _describe(device, "torch", arithmetic, num_slots * slot_bytes)
+    info = _describe(device, "torch", arithmetic, num_slots * slot_bytes, exact=True)
     return _Parts(runner, pool, info, can_speculate=False)  # a token that a slot has taken cannot be taken back
 
 
-def _describe(device: torch.device, level: str, arithmetic: Arithmetic, kv_cache_bytes: int) -> EngineInfo:
+def _describe(
+    device: torch.device, level: str, arithmetic: Arithmetic, kv_cache_bytes: int, *, exact: bool
+) -> EngineInfo:
     return EngineInfo(
         device=str(device),
         kernels=level,
         dtype=arithmetic,
         num_threads=torch.get_num_threads(),
         kv_cache_bytes=kv_cache_bytes,
+        exact=exact,
     )
 
 

@@ -2,24 +2,28 @@
 
 A slot is a page that holds a whole context: a sequence has one from its admission to its end, so pool and scheduler are
 those of the pages. No part of it can be found again by another sequence: it tells of all tokens so far, or of none.
+
+Libraries choose the order of a product's sums by its shape. So every call has the same one, some rows of one token: its
+logits are the same bits alone, in any batch and in any chunks.
 """
 
 from collections.abc import Sequence as Ordered
-from itertools import groupby
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.runner import index_wanted
 from service.engine.scheduler import Work
 from service.engine.step_inputs import upload
 from training.models.base import LanguageModel, SlotSpec, SlotState
 
+ROWS_ON_CPU = 8
+"""Of a call: with one row of its own a product reads its weights as long; more are wasted on a sequence alone."""
+
 
 class Slots:
-    """The storage.
+    """The storage, and one slot more, for rows that belong to nobody.
 
     Args:
         spec: What is kept of a sequence.
@@ -30,8 +34,9 @@ class Slots:
 
     def __init__(self, spec: SlotSpec, num_slots: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
+        self.spare = num_slots
         self.tensors = {
-            name: torch.zeros(num_slots, *shape, dtype=dtype, device=device) for name, shape in spec.shapes.items()
+            name: torch.zeros(num_slots + 1, *shape, dtype=dtype, device=device) for name, shape in spec.shapes.items()
         }
 
     @staticmethod
@@ -68,30 +73,41 @@ class SlotRows:
 
 
 class SlotRunner:
-    """Runs a model over slots: rows of equally many tokens in one call, so that none is padded.
+    """Runs a model over slots: a token of each of so many sequences in one call, over and over.
 
     Args:
         model: In evaluation mode, on the device of `slots`.
         slots: Where the past is kept.
+        num_rows: Rows of every call.
     """
 
-    def __init__(self, model: LanguageModel[SlotState], slots: Slots) -> None:
+    def __init__(self, model: LanguageModel[SlotState], slots: Slots, num_rows: int = ROWS_ON_CPU) -> None:
         self._model = model
         self._slots = slots
+        self._num_rows = num_rows
 
     @torch.inference_mode()
     def run(self, works: Ordered[Work]) -> Tensor:
         """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
-        if new := [work for work in works if not work.sequence.num_computed_tokens]:
-            self._slots.clear(self._rows(new))
-        calls = [self._call(list(alike)) for _, alike in groupby(works, key=lambda work: work.num_tokens)]
-        hidden = torch.cat(calls).index_select(0, upload(index_wanted(works), self._slots.device))  # (S, C)
-        return self._model.lm_head(hidden).float()
+        if new := [work.sequence.page_table[0] for work in works if not work.sequence.num_computed_tokens]:
+            self._slots.clear(upload(np.asarray(new), self._slots.device))
+        columns = [(work.token_ids, work.sequence.page_table[0]) for work in works]
+        first_wanted = [work.num_tokens - work.num_logits for work in works]
+        logits: dict[tuple[int, int], Tensor] = {}  # of a work, at one of its tokens: `(V,)`
+        for at in range(max(work.num_tokens for work in works)):
+            going = [index for index, work in enumerate(works) if at < work.num_tokens]
+            for first in range(0, len(going), self._num_rows):
+                rows = going[first : first + self._num_rows]
+                hidden = self._call([(token_ids[at], slot) for token_ids, slot in (columns[index] for index in rows)])
+                wanted = [(row, index) for row, index in enumerate(rows) if at >= first_wanted[index]]
+                if wanted:
+                    found = self._model.lm_head(hidden).float()  # (B, V)
+                    logits |= {(index, at): found[row] for row, index in wanted}
+        none = torch.empty(0, self._model.lm_head.out_features, device=self._slots.device)
+        return torch.stack([logits[place] for place in sorted(logits)]) if logits else none
 
-    def _call(self, works: Ordered[Work]) -> Tensor:
-        """Compute works of T tokens each; return what the head reads of B·T tokens, `(B·T, C)`."""
-        token_ids = upload(np.asarray([work.token_ids for work in works]), self._slots.device)  # (B, T)
-        return self._model.hidden(token_ids, SlotRows(self._slots, self._rows(works))).flatten(0, 1)
-
-    def _rows(self, works: Ordered[Work]) -> Tensor:
-        return upload(np.asarray([work.sequence.page_table[0] for work in works]), self._slots.device)
+    def _call(self, tokens: Ordered[tuple[int, int]]) -> Tensor:
+        """Compute at most B tokens, each with its slot; return what the head reads, `(B, C)`."""
+        unused = [(0, self._slots.spare)] * (self._num_rows - len(tokens))
+        token_ids, slots = upload(np.array([*tokens, *unused]).T.copy(), self._slots.device)
+        return self._model.hidden(token_ids.unsqueeze(1), SlotRows(self._slots, slots)).squeeze(1)
