@@ -15,6 +15,7 @@ from training.planning import (
     MAX_DROPOUT,
     MAX_EPOCHS,
     MAX_WEIGHTS_PER_TOKEN,
+    STEP_PER_READING,
     TextSize,
     choose_data,
     estimate,
@@ -111,7 +112,7 @@ def test_estimates_of_one_length_agree_in_every_unit(unit: dict[str, float]) -> 
     expected = estimate(config, TINYSHAKESPEARE, 0.5)
     assert expected.steps == 1000
     assert expected.tokens == 4096 * 1000
-    evaluations = 4 * 0.5 * TINYSHAKESPEARE.num_validation / 3 / 4096
+    evaluations = 4 * 0.5 * TINYSHAKESPEARE.num_validation / STEP_PER_READING / 4096
     assert expected.seconds == pytest.approx(500 + evaluations)
 
 
