@@ -28,6 +28,8 @@ MAX_EPOCHS = 12.0
 MAX_WEIGHTS_PER_TOKEN = 10.0
 """… up to this N / D; then the run ends before its minutes do."""
 DROPOUT_PER_EPOCH = 0.02
+"""Where N / D is `FULL_DROPOUT` or more; a smaller model learns less by heart, and takes that much less."""
+FULL_DROPOUT = 2.0
 DROPOUT_FROM_EPOCHS = 3.0
 MAX_DROPOUT = 0.3
 
@@ -98,7 +100,7 @@ def plan(text: TextSize, flops_per_second: float, minutes: float) -> TrainConfig
     shape = f"{model.n_layer} × {model.n_embd}{' with bigrams' if model.ngram_orders else ''}"
     return TrainConfig(
         title=f"planned for {minutes:g} minutes: {shape}, about {used * epochs:.1f} passes over the text",
-        model=model.replace(vocab_size=0, dropout=_choose_dropout(used * epochs)),
+        model=model.replace(vocab_size=0, dropout=_choose_dropout(used * epochs, model, text)),
         run=RunConfig(
             batch_size=batch_size,
             compile=compile_model,
@@ -189,10 +191,11 @@ def _depth(width: int) -> int:
     return 4 if width <= 2 * HEAD_WIDTH else max(6, width // HEAD_WIDTH)
 
 
-def _choose_dropout(epochs: float) -> float:
+def _choose_dropout(epochs: float, model: GPTConfig, text: TextSize) -> float:
     if epochs < DROPOUT_FROM_EPOCHS:
         return 0.0
-    return min(MAX_DROPOUT, round(round(DROPOUT_PER_EPOCH * epochs / 0.05) * 0.05, 2))
+    size = min(1.0, count_costs(model).matrices / text.num_train / FULL_DROPOUT)
+    return min(MAX_DROPOUT, round(round(DROPOUT_PER_EPOCH * epochs * size / 0.05) * 0.05, 2))
 
 
 def _choose_temperature(epochs: float) -> float:
