@@ -42,6 +42,7 @@ BIGRAMS_UP_TO = 3e13
 """Runs below get a table of bigrams, though other programs know no such layout: nothing else helps as much …"""
 MAX_BIGRAMS = 2**14
 """… where each pair of tokens can have a row of its own."""
+
 HEAD_WIDTH = 64
 CONTEXT_LENGTH = 256
 MIN_WINDOWS = 16
@@ -136,7 +137,8 @@ def estimate(config: TrainConfig, text: TextSize, step_s: float) -> Estimate:
     run, budget = config.run, config.budget
     batch_tokens = run.batch_size * run.accumulate * config.model.context_length
     step_s /= COMPILED_SPEEDUP if run.compile else 1.0
-    step_s += step_s * text.num_validation / STEP_PER_READING / batch_tokens / run.eval_every  # a step's share of an evaluation
+    evaluation_s = step_s * text.num_validation / STEP_PER_READING / batch_tokens
+    step_s += evaluation_s / run.eval_every
     compiler_s = COMPILER_S if run.compile else 0.0
     if budget.minutes is not None:
         steps = (60 * budget.minutes - compiler_s) / step_s
