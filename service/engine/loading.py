@@ -125,7 +125,8 @@ def _make_with_slots(model: AnyModel, spec: SlotSpec, settings: EngineSettings, 
     slots = Slots(spec, num_slots, dtype=dtype, device=device)
     runner = SlotRunner(model.eval().to(dtype), slots, ROWS_ON_CPU if device.type == "cpu" else num_slots)
     pool = PagePool(num_slots, spec.max_context, prefix_caching=False)
-    info = _describe(device, "torch", arithmetic, num_slots * slot_bytes, exact=True)
+    exact = device.type == "cpu" and arithmetic == "fp32"  # where it has been seen
+    info = _describe(device, "torch", arithmetic, num_slots * slot_bytes, exact=exact)
     return _Parts(runner, pool, info, can_speculate=False)  # a token that a slot has taken cannot be taken back
 
 

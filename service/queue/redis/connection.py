@@ -57,9 +57,9 @@ class Connection:
             redis.OutOfMemoryError: the server takes nothing new.
             Unavailable: no answer in time, or none to the last probe.
         """
+        self._require_up()
         async with self._turns:  # first: who waits for a turn asks the server nothing
-            if self.is_down:
-                raise self.unavailable()
+            self._require_up()
             return await self._call(verb, args)
 
     async def persist(self, verb: str, *args: Argument, for_s: float) -> Any:  # noqa: ANN401 - as Redis answers
@@ -86,6 +86,10 @@ class Connection:
     def unavailable(self) -> Unavailable:
         """Return the error of a server that is away."""
         return Unavailable("the queue cannot be reached; retry shortly", retry_after_s=PROBE_EVERY_S)
+
+    def _require_up(self) -> None:
+        if self.is_down:
+            raise self.unavailable()
 
     async def _call(self, verb: str, args: Sequence[Argument]) -> Any:  # noqa: ANN401 - as Redis answers
         try:

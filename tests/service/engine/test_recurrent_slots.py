@@ -144,6 +144,7 @@ def test_bf16_where_it_is_asked_for_stays_close(
     with torch.inference_mode():
         expected = slot_model(torch.arange(30)[None])[0, -1]
     engine = make_engine(slot_model, tokenizer, SMALL.replace(dtype="bf16", max_step_tokens=30))
+    assert not engine.info.exact
     sequence = Sequence(make_claim("a", range(30)), tokenizer, 0.0)
     assert engine._pool.admit(sequence)
     logits = engine._runner.run([Work(sequence, 30)])[0]
