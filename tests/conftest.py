@@ -46,11 +46,11 @@ SHAPES = {
     },
 }
 SLOT_FAMILIES = {
-    "rnn": {"family": "recurrent", "cell": "rnn", "n_layer": 2, "n_hidden": 24},
+    "rnn": {"family": "recurrent", "cell": "rnn", "n_layer": 2, "n_hidden": 48},
     "lstm": {"family": "recurrent", "cell": "lstm", "n_layer": 2},
-    "gru": {"family": "recurrent", "cell": "gru", "n_layer": 2, "n_hidden": 40, "tie_embeddings": False},
+    "gru": {"family": "recurrent", "cell": "gru", "n_layer": 2, "n_hidden": 48, "tie_embeddings": False},
     "mlp": {"family": "mlp", "window": 7, "n_layer": 2, "n_hidden": 48},
-    "conv": {"family": "conv", "n_layer": 5, "kernel_size": 2, "dilation_cycle": 3, "n_hidden": 40},
+    "conv": {"family": "conv", "n_layer": 5, "kernel_size": 2, "dilation_cycle": 3, "n_hidden": 48},
 }
 """Shapes of the families whose state has a fixed size."""
 FAMILIES = {"gpt": {"family": "gpt", "n_layer": 2, "n_head": 2}, **SLOT_FAMILIES}

@@ -42,6 +42,7 @@ def evaluate(
     *,
     dtype: torch.dtype = torch.float32,
     temperature: float = 1.0,
+    carries: bool = True,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Predict every token of the validation split once, as `heldout_pieces` reads it.
@@ -52,9 +53,10 @@ def evaluate(
         context_length: Length T of a window.
         dtype: Arithmetic of the matrix products.
         temperature: What the logits are divided by.
+        carries: Whether a model of fixed state reads on and on, not each window from nothing.
         ranks: The processes that share the work; all get the same result.
     """
-    pieces = heldout_pieces(model, data.validation, context_length, ranks)
+    pieces = heldout_pieces(model, data.validation, context_length, ranks, carries=carries)
     total, raw_total = (ranks.sum(part) for part in _sum_losses(predict(model, pieces, dtype), temperature))
     # The first token has no prediction: leave its share of characters and bytes out.
     count = len(data.validation) - 1
@@ -85,15 +87,17 @@ def random_estimate(
     return ranks.sum(total) / (NUM_ESTIMATE_BATCHES * batch_size * context_length)
 
 
-def heldout_pieces(model: AnyModel, tokens: Tokens, context_length: int, ranks: Ranks = ALONE) -> Iterator[Piece]:
+def heldout_pieces(
+    model: AnyModel, tokens: Tokens, context_length: int, ranks: Ranks = ALONE, *, carries: bool = True
+) -> Iterator[Piece]:
     """Yield this process' share of a text, of which every token but the first is predicted once.
 
     A model whose state grows reads windows of the context, none over another; one of fixed state reads on and on, in
-    streams side by side.
+    streams side by side, if its past is carried from one to the next.
     """
     spec = model.state_spec
     fitting = MAX_LOGITS // model.config.vocab_size
-    if isinstance(spec, SlotSpec):
+    if carries and isinstance(spec, SlotSpec):
         length = min(context_length, max(1, fitting // MAX_ROWS))
         device = next(model.parameters()).device
         for stream in validation_streams(tokens, length, MAX_ROWS):

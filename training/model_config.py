@@ -135,6 +135,11 @@ class MLPConfig(BaseConfig, frozen=True, kw_only=True, tag="mlp"):
         require_positive(self, "n_hidden")
         require(self.window >= 2, "window", self.window, "at least 2")
 
+    @property
+    def hidden_width(self) -> int:
+        """Width of a hidden layer."""
+        return self.n_hidden
+
 
 class ConvConfig(BaseConfig, frozen=True, kw_only=True, tag="conv"):
     """The shape of a causal convolutional network."""

@@ -13,9 +13,11 @@ from service.config import EngineSettings
 from service.engine.engine import Engine, EngineInfo, Runner, Sampler
 from service.engine.kernels import library as kernels
 from service.engine.kernels.library import best_level
+from service.engine.kernels.weights import Arithmetic
 from service.engine.memory import count_pages, give_back_memory
-from service.engine.native import Arithmetic, NativeRunner, kv_dtype, why_not_native
+from service.engine.native import NativeRunner, kv_dtype, why_not_native
 from service.engine.native_sampler import NativeSampler
+from service.engine.native_slots import NativeSlotRunner, SlotModel
 from service.engine.paged_kv import FLASH_PAGE_SIZE, PagedKV
 from service.engine.recurrent_slots import ROWS_ON_CPU, SlotRunner, Slots
 from service.engine.runner import ModelRunner
@@ -24,7 +26,7 @@ from service.engine.state_pool import PagePool
 from service.errors import SettingError
 from service.protocol import Claim, Request, SamplingParams
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.models.base import KVSpec, SlotSpec
+from training.models.base import KVSpec
 from training.models.devices import choose_device, has_bf16
 from training.models.families import AnyModel
 from training.models.gpt import GPT
@@ -71,17 +73,16 @@ def make_engine(
     Raises:
         SettingError: see `load_engine`.
     """
-    spec, device = model.state_spec, model.lm_head.weight.device
-    if isinstance(spec, SlotSpec):
-        parts = _make_with_slots(model, spec, settings, num_pages)
+    if isinstance(model, GPT):
+        parts = _make_with_pages(model, settings, num_pages)
     else:
-        parts = _make_with_pages(cast(GPT, model), settings, num_pages)
+        parts = _make_with_slots(cast(SlotModel, model), settings, num_pages)
     return Engine(
         parts.runner,
-        _make_sampler(tokenizer, device),
+        _make_sampler(tokenizer, model.lm_head.weight.device),
         parts.pool,
         tokenizer,
-        max_context=spec.max_context,
+        max_context=model.state_spec.max_context,
         max_num_seqs=settings.max_num_seqs,
         max_step_tokens=settings.max_step_tokens,
         info=parts.info,
@@ -116,17 +117,22 @@ def _make_with_pages(model: GPT, settings: EngineSettings, num_pages: int | None
     return _Parts(runner, pool, info, can_speculate=is_native)  # else the last bit hangs on how many tokens a step has
 
 
-def _make_with_slots(model: AnyModel, spec: SlotSpec, settings: EngineSettings, num_slots: int | None) -> _Parts:
-    device = model.lm_head.weight.device
-    _, arithmetic = _choose(model, settings)
-    dtype = kv_dtype(arithmetic)
+def _make_with_slots(model: SlotModel, settings: EngineSettings, num_slots: int | None) -> _Parts:
+    device, spec = model.lm_head.weight.device, model.state_spec
+    is_native, arithmetic = _choose(model, settings)
+    dtype = torch.float32 if is_native else kv_dtype(arithmetic)
     slot_bytes = Slots.slot_bytes(spec, dtype)
     num_slots = num_slots or min(settings.max_num_seqs, count_pages(settings, device, slot_bytes, 1))
     slots = Slots(spec, num_slots, dtype=dtype, device=device)
-    runner = SlotRunner(model.eval().to(dtype), slots, ROWS_ON_CPU if device.type == "cpu" else num_slots)
+    runner: Runner
+    if is_native:
+        runner = NativeSlotRunner(model, slots, settings.max_step_tokens, arithmetic)
+    else:
+        runner = SlotRunner(model.eval().to(dtype), slots, ROWS_ON_CPU if device.type == "cpu" else num_slots)
     pool = PagePool(num_slots, spec.max_context, prefix_caching=False)
-    exact = device.type == "cpu" and arithmetic == "fp32"  # where it has been seen
-    info = _describe(device, "torch", arithmetic, num_slots * slot_bytes, exact=exact)
+    level = (best_level() or "") if is_native else "torch"
+    exact = is_native or (device.type == "cpu" and arithmetic == "fp32")  # with torch, where it has been seen
+    info = _describe(device, level, arithmetic, num_slots * slot_bytes, exact=exact)
     return _Parts(runner, pool, info, can_speculate=False)  # a token that a slot has taken cannot be taken back
 
 

@@ -5,14 +5,13 @@ A token's logits are the same bits whatever else is in the step, so a seed fixes
 
 from array import array
 from collections.abc import Sequence as Ordered
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from service.engine.kernels.arena import Arena
-from service.engine.kernels.library import PAGE_SIZE, Layer, Linear, Model, Step, best_level, load_kernels
+from service.engine.kernels.library import PAGE_SIZE, GPTLayer, GPTModel, GPTStep, best_level, load_kernels
+from service.engine.kernels.weights import Arithmetic, Weights, whole
 from service.engine.scheduler import Work
 from training.model_config import GPTConfig
 from training.models.attention import rotary_table
@@ -20,23 +19,18 @@ from training.models.families import AnyModel
 from training.models.gpt import GPT
 from training.models.layouts import is_portable
 
-Arithmetic = Literal["fp32", "bf16", "int8"]
-WIDTHS = {"fp32": 1, "bf16": 2, "int8": 4}
-"""Neighbours of a row in one lane of four bytes."""
-ZERO = 128
-"""What stands for 0 among the int8 kernels' activations."""
-
 
 def why_not_native(model: AnyModel, page_size: int) -> str | None:
     """Return what keeps the kernels from running `model` with pages of this size; None if nothing does."""
     config = model.config
     if model.lm_head.weight.device.type != "cpu":
         return f"they compute on a CPU, not on {model.lm_head.weight.device}"
-    if not is_portable(config):
+    if isinstance(config, GPTConfig) and not is_portable(config):
         return "the model is not of the Qwen3 layout"
-    if any(size % PAGE_SIZE for size in (config.n_embd, config.head_width, config.hidden_width)):
+    head_width = config.head_width if isinstance(config, GPTConfig) else 0
+    if any(size % PAGE_SIZE for size in (config.n_embd, config.hidden_width, head_width)):
         return f"n_embd, head_dim and n_hidden must be multiples of {PAGE_SIZE}"
-    if page_size != PAGE_SIZE:
+    if isinstance(config, GPTConfig) and page_size != PAGE_SIZE:
         return f"page_size must be {PAGE_SIZE}"
     return None if best_level() else "the package was installed without a C++ compiler (g++)"
 
@@ -64,9 +58,7 @@ class NativeRunner:
         if kernels is None:
             raise RuntimeError("no kernels: ask why_not_native first")
         config = model.config
-        self._step = getattr(kernels, f"minigpt_step_{arithmetic}")
-        self._panel = kernels.minigpt_panel()
-        self._arithmetic = arithmetic
+        self._step = getattr(kernels, f"minigpt_gpt_{arithmetic}")
         self._vocab_size = config.vocab_size
         self._num_threads = torch.get_num_threads()
         kept_in, heads = kv_dtype(arithmetic), (config.n_layer, num_pages, config.kv_heads)
@@ -74,7 +66,7 @@ class NativeRunner:
         self._arena = Arena()
         self.keys = self._arena.zeros(*heads, config.head_width // width, PAGE_SIZE, width, dtype=kept_in)
         self.values = self._arena.zeros(*heads, PAGE_SIZE // width, config.head_width, width, dtype=kept_in)
-        self._kept: list[Tensor] = []  # what the pointers below point to
+        self._weights = Weights(self._arena, arithmetic, kernels.minigpt_panel())
         self._model = self._describe(model)
         self._scratch = self._make_scratch(config, max_step_tokens)
         self._pointers = {name: tensor.data_ptr() for name, tensor in self._scratch.items()}
@@ -99,68 +91,53 @@ class NativeRunner:
                 samples += range(len(token_ids) - num_logits, len(token_ids))
         inputs = [array("q", values) for values in (token_ids, positions, tables, pages, samples)]
         addresses = [values.buffer_info()[0] for values in inputs]
-        step = Step(len(token_ids), len(samples), self._num_threads, *addresses, **self._pointers)
+        step = GPTStep(len(token_ids), len(samples), self._num_threads, *addresses, **self._pointers)
         self._step(self._model, step)
         return self._logits[: len(samples), : self._vocab_size]
 
-    def _describe(self, model: GPT) -> Model:
-        config = model.config
+    def _describe(self, model: GPT) -> GPTModel:
+        config, keep, pack = model.config, self._weights.keep, self._weights.pack
         cosine, sine = rotary_table(torch.arange(config.context_length), config.head_width, config.rope_theta)
         layers = [self._describe_layer(block, index) for index, block in enumerate(model.model.layers)]
-        return Model(
+        return GPTModel(
             n_layer=config.n_layer,
             C=config.n_embd,
             H=config.n_head,
             G=config.kv_heads,
             D=config.head_width,
             F=config.hidden_width,
-            max_context=_whole(config.context_length),
+            max_context=whole(config.context_length),
             norm_eps=config.norm_eps,
-            embedding=self._keep(model.model.embed_tokens.weight.to(self.keys.dtype)),
-            norm=self._keep(model.get_parameter("model.norm.weight").float()),
-            cosine=self._keep(cosine),
-            sine=self._keep(sine),
-            head=self._pack(model.lm_head.weight),
-            layers=(Layer * config.n_layer)(*layers),
+            embedding=keep(model.model.embed_tokens.weight.to(self.keys.dtype)),
+            norm=keep(model.get_parameter("model.norm.weight").float()),
+            cosine=keep(cosine),
+            sine=keep(sine),
+            head=pack(model.lm_head.weight),
+            layers=(GPTLayer * config.n_layer)(*layers),
         )
 
-    def _describe_layer(self, block: nn.Module, index: int) -> Layer:
+    def _describe_layer(self, block: nn.Module, index: int) -> GPTLayer:
+        keep, pack = self._weights.keep, self._weights.pack
+
         def weight(*names: str) -> Tensor:
             return torch.cat([block.get_parameter(f"{name}.weight") for name in names])
 
-        return Layer(
-            input_norm=self._keep(weight("input_layernorm").float()),
-            q_norm=self._keep(weight("self_attn.q_norm").float()),
-            k_norm=self._keep(weight("self_attn.k_norm").float()),
-            mlp_norm=self._keep(weight("post_attention_layernorm").float()),
-            qkv=self._pack(weight("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-            o_proj=self._pack(weight("self_attn.o_proj")),
-            gate_up=self._pack(weight("mlp.gate_proj", "mlp.up_proj")),
-            down_proj=self._pack(weight("mlp.down_proj")),
+        return GPTLayer(
+            input_norm=keep(weight("input_layernorm").float()),
+            q_norm=keep(weight("self_attn.q_norm").float()),
+            k_norm=keep(weight("self_attn.k_norm").float()),
+            mlp_norm=keep(weight("post_attention_layernorm").float()),
+            qkv=pack(weight("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            o_proj=pack(weight("self_attn.o_proj")),
+            gate_up=pack(weight("mlp.gate_proj", "mlp.up_proj")),
+            down_proj=pack(weight("mlp.down_proj")),
             keys=self.keys[index].data_ptr(),
             values=self.values[index].data_ptr(),
         )
 
-    def _pack(self, weight: Tensor) -> Linear:
-        """Pack a `(N, K)` matrix, N rounded up to whole panels."""
-        padded = F.pad(weight.detach().float(), (0, 0, 0, _whole(weight.size(0)) - weight.size(0)))
-        scales, offsets = None, None
-        if self._arithmetic == "int8":
-            each = padded.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-            padded = (padded / each).round()
-            scales, offsets = self._keep(each), self._keep((padded.sum(1) * ZERO).to(torch.int32))
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[self._arithmetic]
-        packed = self._keep(_panels(padded.to(dtype), self._panel, WIDTHS[self._arithmetic]))
-        return Linear(packed, scales, offsets, weight.size(1), padded.size(0))
-
-    def _keep(self, tensor: Tensor) -> int:
-        """Copy a tensor to memory of our own; return where it stands."""
-        self._kept.append(self._arena.copy(tensor))
-        return self._kept[-1].data_ptr()
-
     def _make_scratch(self, config: GPTConfig, num_tokens: int) -> dict[str, Tensor]:
         heads, context = config.n_head * config.head_width, self._model.max_context
-        each = {
+        widths = {
             "x": config.n_embd,
             "qkv": heads + 2 * config.kv_heads * config.head_width,
             "attended": heads,
@@ -170,16 +147,5 @@ class NativeRunner:
             "lanes": max(config.n_embd, heads, config.hidden_width),
             "scales": 1,
         }
-        shapes = {name: (num_tokens, width) for name, width in each.items()}
-        shapes |= dict.fromkeys(("scores", "weights"), (self._num_threads, context))
-        return {name: self._arena.zeros(*shape, dtype=torch.float32) for name, shape in shapes.items()}
-
-
-def _whole(size: int) -> int:
-    """Round up to whole pages; whole panels then, too."""
-    return -(-size // PAGE_SIZE) * PAGE_SIZE
-
-
-def _panels(weight: Tensor, panel: int, width: int) -> Tensor:
-    """Lay a `(N, K)` matrix out as panels of outputs, `(N / panel, K / width, panel, width)`."""
-    return weight.view(-1, panel, weight.size(1) // width, width).transpose(1, 2)
+        scratch = self._arena.rows(num_tokens, widths)
+        return scratch | self._arena.rows(self._num_threads, dict.fromkeys(("scores", "weights"), context))

@@ -1,4 +1,4 @@
-"""Slots: what a model of fixed state remembers of each sequence, and the runner that computes over them.
+"""Slots: what a model of fixed state remembers of each sequence, and the runner that computes over them with torch.
 
 A slot is a page that holds a whole context: a sequence has one from its admission to its end, so pool and scheduler are
 those of the pages. No part of it can be found again by another sequence: it tells of all tokens so far, or of none.
@@ -44,10 +44,12 @@ class Slots:
         """Return what one slot takes."""
         return dtype.itemsize * sum(map(prod, spec.shapes.values()))
 
-    def clear(self, rows: Tensor) -> None:
-        """Let the slots `(B,)` int64 be as before a first token, whatever a former sequence left there."""
-        for tensor in self.tensors.values():
-            tensor.index_fill_(0, rows, 0)
+    def clear_new(self, works: Ordered[Work]) -> None:
+        """Let the slots of those that begin be as before a first token, whatever a former sequence left there."""
+        if new := [work.sequence.page_table[0] for work in works if not work.sequence.num_computed_tokens]:
+            rows = upload(np.asarray(new), self.device)
+            for tensor in self.tensors.values():
+                tensor.index_fill_(0, rows, 0)
 
 
 class SlotRows:
@@ -89,8 +91,7 @@ class SlotRunner:
     @torch.inference_mode()
     def run(self, works: Ordered[Work]) -> Tensor:
         """Compute the works; return the logits that they want, in their order, `(S, V)` float32."""
-        if new := [work.sequence.page_table[0] for work in works if not work.sequence.num_computed_tokens]:
-            self._slots.clear(upload(np.asarray(new), self._slots.device))
+        self._slots.clear_new(works)
         columns = [(work.token_ids, work.sequence.page_table[0]) for work in works]
         first_wanted = [work.num_tokens - work.num_logits for work in works]
         logits: dict[tuple[int, int], Tensor] = {}  # of a work, at one of its tokens: `(V,)`

@@ -24,10 +24,10 @@ def data(request: pytest.FixtureRequest) -> PreparedData:
 
 
 def test_every_token_but_the_first_is_predicted_once_from_its_own_window(
-    make_gpt: Callable[..., GPT], data: PreparedData
+    make_model_of: Callable[..., AnyModel], family: str, data: PreparedData
 ) -> None:
     context = 16
-    model = make_gpt(vocab_size=data.tokenizer.vocab_size, context_length=context)
+    model = make_model_of(family, vocab_size=data.tokenizer.vocab_size, context_length=context)
     ids = data.validation.tolist()
     losses = []
     for at in range(1, len(ids)):
@@ -35,7 +35,7 @@ def test_every_token_but_the_first_is_predicted_once_from_its_own_window(
         with torch.inference_mode():
             logits = model(torch.tensor([ids[first:at]]))[0, -1]
         losses.append(-float(logits.log_softmax(-1)[ids[at]]))
-    result = evaluate(model, data, context)
+    result = evaluate(model, data, context, carries=False)
     assert result.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 

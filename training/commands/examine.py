@@ -8,12 +8,21 @@ from typing import Annotated
 import typer
 
 from training.commands.options import DataOption, make_console
+from training.errors import ConfigError
 
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or folder of a run.")],
     data: DataOption = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Also nanoGPT's estimate: 200 random batches.")] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Read windows of so many tokens, each from nothing. Default: windows of the context; recurrent and "
+            "other models of fixed state read on and on.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16: arithmetic of the matrix products.")] = "fp32",
 ) -> None:
@@ -31,8 +40,11 @@ def evaluate(
     loaded = load_checkpoint(checkpoint, device=str(chosen))
     config = parse_config(loaded.manifest.train_config, str(checkpoint))
     prepared = encode_splits(config.data, load_corpus(config.data.corpus, data), loaded.tokenizer)
-    context = loaded.model.config.context_length
-    result = evaluate_model(loaded.model, prepared, context, dtype=arithmetic)
+    longest = loaded.model.state_spec.max_context
+    if window is not None and window > longest:
+        raise ConfigError(f"--window {window}: the model looks back over {longest} tokens; give at most that")
+    context = window or loaded.model.config.context_length
+    result = evaluate_model(loaded.model, prepared, context, dtype=arithmetic, carries=window is None)
     console = make_console()
     console.print(
         f"whole validation split: {result.loss:.4f} nats a token, {result.nats_per_char:.4f} nats a "

@@ -4,6 +4,7 @@ What streams through a step misses the processor's table of small pages too ofte
 """
 
 import mmap
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ class Arena:
         tensor = torch.frombuffer(self._chunk, dtype=dtype, count=max(count, 1), offset=self._used)
         self._used += size
         return tensor[:count].view(shape)
+
+    def rows(self, num_rows: int, widths: Mapping[str, int]) -> dict[str, Tensor]:
+        """Return a float32 tensor `(num_rows, width)` for each name."""
+        return {name: self.zeros(num_rows, width, dtype=torch.float32) for name, width in widths.items()}
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Return a contiguous copy."""

@@ -1,7 +1,7 @@
 // Products with weights that were packed once: panels of W outputs, [N / W][K / WIDTH][W] lanes.
 //
 // Each output is summed over k ascending, one lane after the other, whatever the number of rows: its bits depend on
-// nothing else.
+// nothing else. Each `omp for` belongs to the threads that call, all of them.
 #pragma once
 
 #include "lanes.hpp"
@@ -11,6 +11,7 @@ struct Linear {
     const Lane* packed;
     const float* scales;     // of each output, where weights are int8
     const int32_t* offsets;  // 128 times the sum of an output's weights, where they are int8
+    const float* bias;       // of each output; null: none
     int64_t K, N;
 };
 
@@ -19,6 +20,14 @@ struct Rows {
     const Lane* lanes;
     const float* scales;
     int64_t M;
+
+    // Lays out M rows of n values; `row(m)(i)` gives a vector of row m from i on. Then `lanes` and `scales` are those.
+    template <class E, class Row>
+    static Rows pack(Lane* lanes, float* scales, int64_t M, int64_t n, Row row) {
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; ++m) scales[m] = pack_row<E>(n, lanes + m * n / E::WIDTH, row(m));
+        return {lanes, scales, M};
+    }
 };
 
 // Rows and panels at once, so many that their sums fill the registers: for up to 3 rows, up to 7, and more.
@@ -30,14 +39,16 @@ constexpr int FEW[] = {2, 4}, SOME[] = {4, 2}, MANY[] = {4, 3};
 
 template <class E>
 INLINE Vec finish(typename E::Sum total, const Linear& linear, int64_t n, float scale) {
-    if constexpr (!E::QUANTIZES) return total;
+    Vec result;
+    if constexpr (!E::QUANTIZES) result = total;
     else {
         const IntVec offset = *reinterpret_cast<const IntVec*>(linear.offsets + n);
-        return __builtin_convertvector(total - offset, Vec) * (load(linear.scales + n) * scale);
+        result = __builtin_convertvector(total - offset, Vec) * (load(linear.scales + n) * scale);
     }
+    return linear.bias ? result + load(linear.bias + n) : result;
 }
 
-// y[m][n] (+)= sum over k of x[m][k] w[n][k] for R rows from m on and P panels from p on.
+// y[m][n] (+)= bias[n] + sum over k of x[m][k] w[n][k] for R rows from m on and P panels from p on.
 template <class E, int R, int P>
 INLINE void multiply(const Linear& linear, const Rows& x, float* y, bool add, int64_t m, int64_t p) {
     const int64_t K = linear.K / E::WIDTH;
@@ -79,7 +90,7 @@ void multiply_panels(const Linear& linear, const Rows& x, float* y, bool add) {
     }
 }
 
-// y = x wᵀ, or y += x wᵀ: x (M, K), w (N, K), y (M, N).
+// y = x wᵀ + bias, or y += that: x (M, K), w (N, K), y (M, N).
 template <class E>
 void multiply(const Linear& linear, const Rows& x, float* y, bool add = false) {
     if (x.M < 4) multiply_panels<E, FEW[0], FEW[1]>(linear, x, y, add);

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from service.engine.engine import Engine
+from service.engine.native_slots import NativeSlotRunner
 from service.engine.recurrent_slots import SlotRunner
 from service.protocol import Claim
 from training.models.families import AnyModel
@@ -36,7 +37,7 @@ def oracle(model: AnyModel, tokenizer: CharTokenizer, prompt: list[int], count: 
 def past_of(engine: Engine) -> list[Tensor]:
     """Everything that the engine keeps of its sequences."""
     runner = engine._runner
-    if isinstance(runner, SlotRunner):
+    if isinstance(runner, SlotRunner | NativeSlotRunner):
         return list(runner._slots.tensors.values())
     storage = getattr(runner, "_kv", runner)
     return [storage.keys, storage.values]

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 import service
 from service.config import EngineSettings
 from service.engine.kernels.library import LEVELS, PAGE_SIZE, best_level, load_kernels
+from service.engine.kernels.weights import Arithmetic
 from service.engine.loading import make_engine
-from service.engine.native import Arithmetic, NativeRunner, why_not_native
+from service.engine.native import NativeRunner, why_not_native
 from service.engine.scheduler import Work
 from service.engine.sequence import Sequence
 from service.engine.state_pool import PagePool

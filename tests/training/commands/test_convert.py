@@ -44,6 +44,7 @@ def test_import_then_sample_evaluate_and_export(hf: Path, tmp_path: Path) -> Non
     evaluated = run("evaluate", ours, "--data", tmp_path / "text.txt")
     assert "bits a byte" in evaluated.stdout, evaluated.exception
     require_refusal(run("evaluate", ours), "--data")
+    require_refusal(run("evaluate", ours, "--data", tmp_path / "text.txt", "--window", "999999"), "--window 999999")
     require_refusal(run("import", "--from", "hf", hf, "--out", ours), "there already")
     exported = run("export", ours, "--to", "gguf", "--out", tmp_path / "model.gguf", "--dtype", "f32")
     assert exported.exit_code == 0, exported.output
