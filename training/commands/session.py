@@ -1,6 +1,7 @@
 """What the commands that train have in common: the text made ready, a run from its first step to its last file."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import types
@@ -51,6 +52,9 @@ def run_training(
 
     Returns:
         The trainer; its `ending` is None where the run was interrupted, and then it is saved.
+
+    Raises:
+        TrainingError: another process trains in the folder.
     """
     from training.display import Display
     from training.distributed import ALONE
@@ -59,29 +63,30 @@ def run_training(
     from training.trainer import Trainer
 
     ranks = ranks or ALONE
-    trainer = Trainer(config, prepared, folder, resume=resume, ranks=ranks, notice=console.print)
-    num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    console.print(
-        f"{config.data.corpus}: {len(prepared.train):,} training tokens, {len(prepared.validation):,} held out · "
-        f"{num_parameters / 1e6:.2f}M parameters · {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}"
-    )
-    log = RunLog(folder / "log.jsonl", trainer.state.step if resume else None) if ranks.is_first else None
-    with contextlib.ExitStack() as stack:
-        sinks: list[Callable[[Event], None]] = [stack.enter_context(Display(console)).show]
+    with _the_only_run_in(folder) if ranks.is_first else contextlib.nullcontext():
+        trainer = Trainer(config, prepared, folder, resume=resume, ranks=ranks, notice=console.print)
+        num_parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        console.print(
+            f"{config.data.corpus}: {len(prepared.train):,} training tokens, {len(prepared.validation):,} held out · "
+            f"{num_parameters / 1e6:.2f}M parameters · {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}"
+        )
+        log = RunLog(folder / "log.jsonl", trainer.state.step if resume else None) if ranks.is_first else None
+        with contextlib.ExitStack() as stack:
+            sinks: list[Callable[[Event], None]] = [stack.enter_context(Display(console)).show]
+            if log:
+                sinks.append(log.write)
+                if config.run.tensorboard:
+                    sinks.append(stack.enter_context(open_tensorboard(folder, console.print, trainer.state.tokens)))
+            interrupted = stack.enter_context(catch_interrupts())
+            for event in trainer.run():
+                for sink in sinks:
+                    sink(event)
+                if ranks.any(interrupted()) and trainer.ending is None:
+                    break
+        if trainer.ending is None:
+            trainer.save()
         if log:
-            sinks.append(log.write)
-            if config.run.tensorboard:
-                sinks.append(stack.enter_context(open_tensorboard(folder, console.print, trainer.state.tokens)))
-        interrupted = stack.enter_context(catch_interrupts())
-        for event in trainer.run():
-            for sink in sinks:
-                sink(event)
-            if ranks.any(interrupted()) and trainer.ending is None:
-                break
-    if trainer.ending is None:
-        trainer.save()
-    if log:
-        plot_curves(log.events, folder / "curve.png", f"{folder.name}: {num_parameters / 1e6:.2f}M parameters")
+            plot_curves(log.events, folder / "curve.png", f"{folder.name}: {num_parameters / 1e6:.2f}M parameters")
     return trainer
 
 
@@ -99,6 +104,24 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
         (folder / ".writable").unlink(missing_ok=True)  # other processes of the run do the same
     except OSError as error:
         raise TrainingError(f"{folder}: cannot write there: {error.strerror}; choose another --out") from error
+
+
+@contextlib.contextmanager
+def _the_only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder: two would write over each other. The system forgets it with the process.
+
+    Raises:
+        TrainingError: there is one.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{folder}: another process trains there; choose another --out, or wait") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def require_one_process(what: str) -> None:

@@ -1,11 +1,14 @@
 """What `minigpt train` chooses, tells and refuses; how runs begin, end and go on is in test_cli.py."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.training.commands.test_convert import require_refusal
 from training.__main__ import app
 from training.commands.dial import plan_run, with_minutes
 from training.errors import ConfigError
@@ -40,6 +43,20 @@ def test_what_does_not_fit_into_memory_is_not_tried(corpus: Path, preset: Path) 
     told = train(preset, "--data", corpus, "--dry-run", "--set", "run.batch_size=1000000000")
     assert "does not fit" in told
     assert "speed" not in told
+
+
+def test_two_do_not_train_in_one_folder_at_once(tmp_path: Path, corpus: Path, preset: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    command = ["train", str(preset), "--data", str(corpus), "--out", str(out)]
+    held = os.open(out, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    refused = CliRunner().invoke(app, command)
+    require_refusal(refused, f"{out}: another process trains there")
+    assert not [*out.iterdir()]
+    os.close(held)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (out / "checkpoint").is_dir()
 
 
 def test_minutes_alone_choose_what_is_left_open(tmp_path: Path, corpus: Path) -> None:
