@@ -52,7 +52,7 @@ def test_engine_alone(run_bench, tiny):
 
 def test_an_lstm_beside_a_gpt_of_as_many_parameters(run_bench, tiny):
     output, raw = run_bench("engine", *tiny, "--shape=lstm:2x32", "--batch=1,3")
-    assert raw["settings"].items() >= {"model": "lstm-2x32", "kernels": "torch kernels", "dtype": "fp32"}.items()
+    assert raw["settings"]["model"] == "lstm-2x32"
     for result in raw["results"]:
         [(name, beside)] = result["peers"].items()
         assert name.startswith("GPT 6x")
