@@ -110,8 +110,8 @@ class NativeSlotRunner:
             cell=CELLS.index(config.cell),
             activation=ACTIVATIONS.index(config.activation),
             embedding=self._keep(model.embed_tokens.weight),
-            projection=self._pack(model, "projection"),
-            head=self._pack(model, "lm_head"),
+            projection=self._pack(model.projection),
+            head=self._pack(model.lm_head),
             layers=(RecurrentLayer * config.n_layer)(*(describe(f"layers.{i}") for i in range(config.n_layer))),
         )
 
@@ -123,8 +123,8 @@ class NativeSlotRunner:
                 norm=self._keep(model.get_parameter(f"{name}.norm.weight")),
                 norm_bias=self._keep(model.get_parameter(f"{name}.norm.bias")),
                 window=self._window(name, config.kernel_size, dilation),
-                convolution=self._pack(model, f"{name}.convolution"),
-                projection=self._pack(model, f"{name}.projection"),
+                convolution=self._pack(model.get_submodule(f"{name}.convolution")),
+                projection=self._pack(model.get_submodule(f"{name}.projection")),
             )
 
         layers = [describe(f"layers.{i}", dilation) for i, dilation in enumerate(config.dilations)]
@@ -137,7 +137,7 @@ class NativeSlotRunner:
             embedding=self._keep(model.embed_tokens.weight),
             norm=self._keep(model.get_parameter("norm.weight")),
             norm_bias=self._keep(model.get_parameter("norm.bias")),
-            head=self._pack(model, "lm_head"),
+            head=self._pack(model.lm_head),
             layers=(ConvolutionLayer * config.n_layer)(*layers),
         )
 
@@ -150,18 +150,17 @@ class NativeSlotRunner:
             activation=ACTIVATIONS.index(config.activation),
             embedding=self._keep(model.embed_tokens.weight),
             window=self._window("window", config.window, 1),
-            output=self._pack(model, "output"),
-            direct=self._pack(model, "direct"),
-            head=self._pack(model, "lm_head"),
-            layers=(Linear * config.n_layer)(*(self._pack(model, f"layers.{i}") for i in range(config.n_layer))),
+            output=self._pack(model.output),
+            direct=self._pack(model.direct),
+            head=self._pack(model.lm_head),
+            layers=(Linear * config.n_layer)(*map(self._pack, model.layers)),
         )
 
     def _keep(self, tensor: Tensor) -> int:
         return self._weights.keep(tensor.float())
 
-    def _pack(self, model: SlotModel, name: str) -> Linear:
-        """Pack the product of this name; where the model has none, nothing."""
-        linear = dict(model.named_modules(remove_duplicate=False)).get(name)
+    def _pack(self, linear: nn.Module | None) -> Linear:
+        """Pack a product; nothing, where the model has none in this place."""
         return self._weights.pack(linear.weight, linear.bias) if isinstance(linear, nn.Linear) else Linear()
 
     def _window(self, name: str, taps: int, dilation: int) -> Window:
