@@ -65,6 +65,25 @@ def tinyshakespeare() -> Path:
     return file
 
 
+@pytest.fixture
+def refused_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., str]:
+    """Run a command line; return the one line on standard error with which it refuses, exit status 2."""
+
+    def run(main: Callable[[], None], *arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["minigpt", *arguments])
+        monkeypatch.setenv("MINIGPT_CACHE", str(tmp_path / "cache"))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        [line] = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> CharTokenizer:
     return CharTokenizer("abcdefghijklmnopqrstuvwxyz .,\né€")

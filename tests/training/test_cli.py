@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from training.__main__ import main
 from training.runlog import read_events
 
 ROOT = Path(__file__).parents[2]
@@ -136,14 +138,19 @@ def test_list_shows_every_preset(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], named: str) -> None:
+def test_bad_input_is_one_line_and_exit_2(
+    tmp_path: Path, refused_line: Callable[..., str], arguments: list[str], named: str
+) -> None:
     if "--out" not in arguments and arguments[0] in {"train", "compare"}:
         arguments = [*arguments, "--out", str(tmp_path / "run")]
-    refused = run(tmp_path, *arguments)
-    assert refused.returncode == 2
+    assert named in refused_line(main, *arguments)
+
+
+def test_so_it_is_in_a_process(tmp_path: Path) -> None:
+    refused = run(tmp_path, "train", "nosuch")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: no preset or TOML file 'nosuch'")
     assert refused.stderr.count("\n") == 1
-    assert refused.stderr.startswith("error: ")
-    assert named in refused.stderr
 
 
 def test_a_run_cannot_resume_as_another_model(tmp_path: Path, corpus: Path, preset: Path) -> None:

@@ -43,20 +43,6 @@ def run_bench(call_bench, tmp_path) -> Callable[..., tuple[str, dict]]:
 
 
 @pytest.fixture
-def refused_line(call_bench) -> Callable[..., str]:
-    """Run `minigpt bench …`; return the one line with which it refuses."""
-
-    def run(*options: str) -> str:
-        done = call_bench(*options)
-        assert done.returncode == 2, done.stderr
-        [line] = done.stderr.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    return run
-
-
-@pytest.fixture
 def tiny() -> tuple[str, ...]:
     """Options of a model and a load that take no time."""
     return TINY

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.__main__ import main
 from training.manifest import read_manifest
 
 
@@ -120,7 +121,7 @@ def test_train_beside_nanogpts_recipe(run_bench, tmp_path):
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(refused_line, options, word):
-    assert word in refused_line(*options)
+    assert word in refused_line(main, "bench", *options)
 
 
 def test_the_command_line_alone_does_not_load_torch():
