@@ -65,10 +65,11 @@ def plot_curves(events: list[dict[str, Any]], path: Path, title: str) -> None:
     steps = [event for event in events if event["event"] == "step"]
     evaluations = [event for event in events if event["event"] == "evaluation"]
     tokens, losses = _millions(steps), [event["loss"] for event in steps]
+    smooth = _smooth(losses)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(tokens, losses, lw=0.6, color="0.85")
-    axes.plot(tokens, _smooth(losses), lw=1.4, color="0.4", label="training, smoothed")
+    axes.plot(tokens, smooth, lw=1.4, color="0.4", label="training, smoothed")
     if evaluations:
         places, validation = _millions(evaluations), [event["loss"] for event in evaluations]
         best = min(range(len(validation)), key=validation.__getitem__)
@@ -76,11 +77,11 @@ def plot_curves(events: list[dict[str, Any]], path: Path, title: str) -> None:
         label = f"best: {validation[best]:.4f} at step {evaluations[best]['step']}"
         axes.plot(places[best], validation[best], "o", ms=8, mfc="none", mew=1.6, color="tab:red", label=label)
         # The first steps fall from ln(vocabulary): what matters is below.
-        lowest, highest = min([*validation, *_smooth(losses)]), max(validation)
+        lowest, highest = min([*validation, *smooth]), max([*validation, *smooth[len(smooth) // 8 :]])
         axes.set_ylim(lowest - 0.05, min(highest, lowest + VISIBLE_NATS) + 0.05)
     axes.set(xlabel="million tokens", ylabel="loss, nats a token", title=title, xlim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     aside = path.with_name(f".{path.name}.new")
     figure.savefig(aside, dpi=120, format="png")
     aside.replace(path)
