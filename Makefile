@@ -45,7 +45,8 @@ check-native: .venv/.installed-dev
 	$(PIP) --no-deps --no-cache-dir --target $(SANITIZED)/package $(SANITIZED)/source
 	PYTHONPATH=$(SANITIZED)/package MINIGPT_SANITIZED=$(SANITIZED)/package ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	$(BIN)/pytest --timeout 900 tests/service/engine/test_native.py tests/service/engine/test_native_slots.py \
+	$(BIN)/pytest --timeout 900 -o pythonpath="$(SANITIZED)/package ." \
+	tests/service/engine/test_native.py tests/service/engine/test_native_slots.py \
 	tests/service/engine/test_sampler.py
 check-gpu: .venv/.installed-dev
 	$(BIN)/pytest -n 0 -rs tests/gpu
