@@ -16,15 +16,16 @@ from training.runlog import read_events
 RATE_FIELDS = ("matrix_lr", "embed_lr", "head_lr", "other_lr")
 RATES: dict[Algorithm, tuple[float, float, float, float]] = {
     "muon": (0.02, 0.012, 0.008, 0.01),
-    "adamw": (0.004, 0.012, 0.008, 0.01),
-    "adam": (0.004, 0.012, 0.008, 0.01),
-    "rmsprop": (0.002, 0.006, 0.004, 0.005),
-    "adagrad": (0.02, 0.06, 0.04, 0.05),
-    "sgd": (0.5, 0.5, 0.5, 0.5),
-    "momentum": (0.05, 0.05, 0.05, 0.05),
-    "nesterov": (0.05, 0.05, 0.05, 0.05),
+    "adamw": (0.002, 0.006, 0.004, 0.005),
+    "adam": (0.002, 0.006, 0.004, 0.005),
+    "rmsprop": (0.001, 0.003, 0.002, 0.0025),
+    "adagrad": (0.01, 0.03, 0.02, 0.025),
+    "sgd": (2.0, 2.0, 2.0, 2.0),
+    "momentum": (0.4, 0.4, 0.4, 0.4),
+    "nesterov": (0.4, 0.4, 0.4, 0.4),
 }
-"""Rates of an optimizer where the preset was tuned for another; `--set optim.…_lr=` changes them for all."""
+"""Rates of an optimizer where the preset was tuned for another, the best of a few (docs/experiments.md); `--set
+optim.…_lr=` changes them for all."""
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
