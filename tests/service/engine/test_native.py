@@ -39,8 +39,9 @@ SHAPES = [
     {"head_dim": 64, "n_layer": 1, "tie_embeddings": True, "rope_theta": 5e5},
     {"head_dim": 80, "n_head": 3, "n_kv_head": 1, "n_layer": 3},
 ]
-ERRORS = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.2}
-"""Of a logit, as a share of the greatest."""
+ERRORS = {"fp32": 1e-5, "bf16": 0.1, "int8": 0.25}
+"""Of a logit, as a share of the greatest. Of 3,000 prompts the worst is 0.06 in bf16, where torch's own bf16 has 0.07, and
+0.13 in int8: random weights round worse than trained ones."""
 NATS = {"fp32": 1e-5, "bf16": 0.001, "int8": 0.001}
 """What may be the default costs less than 0.001; of int8 the issue asks 0.01 only."""
 

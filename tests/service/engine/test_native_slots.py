@@ -17,7 +17,7 @@ from service.engine.loading import make_engine
 from service.engine.native_slots import NativeSlotRunner
 from service.engine.recurrent_slots import Slots
 from service.protocol import Claim
-from tests.service.engine.test_native import every_arithmetic, needs_kernels, with_fixtures
+from tests.service.engine.test_native import ERRORS, every_arithmetic, needs_kernels, with_fixtures
 from tests.service.engine.test_recurrent_slots import NUM_SLOTS, Bench, some_prompts
 from training.models.families import AnyModel
 from training.tokenizers.char import CharTokenizer
@@ -34,8 +34,6 @@ SHAPES = [
     ("conv", {"kernel_size": 3, "dilation_cycle": 2, "activation": "silu", "gate_activation": "relu2"}),
     ("conv", {"kernel_size": 4, "n_layer": 2, "activation": "tanh", "gate_activation": "relu"}),
 ]
-ERRORS = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.25}
-"""Of a logit, as a share of the greatest."""
 
 
 @pytest.fixture
