@@ -39,7 +39,7 @@ SHAPES = [
     {"head_dim": 64, "n_layer": 1, "tie_embeddings": True, "rope_theta": 5e5},
     {"head_dim": 80, "n_head": 3, "n_kv_head": 1, "n_layer": 3},
 ]
-ERRORS = {"fp32": 1e-5, "bf16": 0.1, "int8": 0.25}
+ERRORS = {"fp32": 1e-5, "bf16": 0.1, "int8": 0.2}
 """Of a logit, as a share of the greatest. Of 3,000 prompts the worst is 0.06 in bf16 and 0.13 in int8: random weights
 round worse than trained ones, with torch's own bf16 as well, where it is 0.07."""
 NATS = {"fp32": 1e-5, "bf16": 0.001, "int8": 0.001}
