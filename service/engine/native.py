@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from service.engine.kernels.arena import Arena
-from service.engine.kernels.library import PAGE_SIZE, GPTLayer, GPTModel, GPTStep, best_level, load_kernels
+from service.engine.kernels.library import PAGE_SIZE, GPTLayer, GPTModel, GPTStep, best_level, require_kernels
 from service.engine.kernels.weights import Arithmetic, Weights, whole
 from service.engine.scheduler import Work
 from training.model_config import GPTConfig
@@ -54,9 +54,7 @@ class NativeRunner:
     def __init__(
         self, model: GPT, num_pages: int, max_step_tokens: int, arithmetic: Arithmetic, level: str | None = None
     ) -> None:
-        kernels = load_kernels(level or best_level() or "")
-        if kernels is None:
-            raise RuntimeError("no kernels: ask why_not_native first")
+        kernels = require_kernels(level)
         config = model.config
         self._step = getattr(kernels, f"minigpt_gpt_{arithmetic}")
         self._vocab_size = config.vocab_size

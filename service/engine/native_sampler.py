@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from service.engine.kernels.library import Draw, best_level, load_kernels
+from service.engine.kernels.library import Draw, require_kernels
 from service.engine.sampler import NOT_FINITE
 from service.engine.sequence import Sequence
 
@@ -32,10 +32,7 @@ class NativeSampler:
     """
 
     def __init__(self, banned: Iterable[int]) -> None:
-        kernels = load_kernels(best_level() or "")
-        if kernels is None:
-            raise RuntimeError("no kernels: ask best_level first")
-        self._sample = kernels.minigpt_sample
+        self._sample = require_kernels().minigpt_sample
         self._banned = array("q", banned)
 
     def __call__(self, logits: Tensor, sequences: Ordered[Sequence]) -> list[int | None]:

@@ -21,8 +21,7 @@ from service.engine.kernels.library import (
     RecurrentModel,
     SlotStep,
     Window,
-    best_level,
-    load_kernels,
+    require_kernels,
 )
 from service.engine.kernels.weights import Arithmetic, Weights
 from service.engine.recurrent_slots import Slots
@@ -50,9 +49,7 @@ class NativeSlotRunner:
     def __init__(
         self, model: SlotModel, slots: Slots, max_step_tokens: int, arithmetic: Arithmetic, level: str | None = None
     ) -> None:
-        kernels = load_kernels(level or best_level() or "")
-        if kernels is None:
-            raise RuntimeError("no kernels: ask why_not_native first")
+        kernels = require_kernels(level)
         arena = Arena()
         self._slots = slots
         self._vocab_size = model.config.vocab_size

@@ -178,6 +178,18 @@ def load_kernels(level: str) -> ctypes.CDLL | None:
     return library
 
 
+def require_kernels(level: str | None = None) -> ctypes.CDLL:
+    """Return the kernels of one of `LEVELS`; None: of the best.
+
+    Raises:
+        RuntimeError: they are not here, which `best_level` or `native.why_not_native` would have told.
+    """
+    kernels = load_kernels(level or best_level() or "")
+    if kernels is None:
+        raise RuntimeError("no kernels: ask best_level or why_not_native first")
+    return kernels
+
+
 def _open(level: str) -> ctypes.CDLL | None:
     path = _path(level)
     return None if path is None else ctypes.CDLL(path)
