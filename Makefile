@@ -46,8 +46,8 @@ check-native: .venv/.installed-dev
 	PYTHONPATH=$(SANITIZED)/package MINIGPT_SANITIZED=$(SANITIZED)/package ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	$(BIN)/pytest --timeout 900 -o pythonpath="$(SANITIZED)/package ." \
-	tests/service/engine/test_native.py tests/service/engine/test_native_slots.py \
-	tests/service/engine/test_sampler.py
+	tests/service/engine/backends/test_native_paged.py tests/service/engine/backends/test_native_slots.py \
+	tests/service/engine/backends/test_samplers.py
 check-gpu: .venv/.installed-dev
 	$(BIN)/pytest -n 0 -rs tests/gpu
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \

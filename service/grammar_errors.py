@@ -46,9 +46,9 @@ def explain_schema(message: str, schema: dict[str, Any], complaint: Callable[[di
 
 def _reason(message: str) -> str:
     for pattern in (r"^error: (.+)", r"\(in regex\): ([a-z -]+)", r"^(Unimplemented keys: .+)"):
-        told = re.search(pattern, message, re.MULTILINE)
-        if told:
-            return _lower(re.sub(r'[\["\]]', "", told[1]))
+        found = re.search(pattern, message, re.MULTILINE)
+        if found:
+            return _lower(re.sub(r'[\["\]]', "", found[1]))
     keywords_bare = re.sub(r"'(\w{1,30})'", r"\1", message)
     unquoted = re.sub(r"^at \d+\(\d+\): |'.*'|\".*\"", "", keywords_bare, flags=re.DOTALL)
     return _lower(" ".join(re.split(r"[:\n]|\. | at line ", unquoted)[0].split())) or "it cannot be compiled"

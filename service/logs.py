@@ -28,7 +28,7 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
 
 
 class PlainFormatter(logging.Formatter):
-    """`12:30:00 warning service.supervisor: message request_id=…`."""
+    """`12:30:00 warning service.worker.supervisor: message request_id=…`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line, and after it the places of an exception."""

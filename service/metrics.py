@@ -181,17 +181,17 @@ class WorkerMetrics:
         self._found = counter("prefix_cache_hits", "Tokens that the prefix cache had").labels(model)
         self._engine_info = Gauge(
             "engine_info",
-            "1: what computes; exact says whether a token's logits are the same bits in any company",
-            ["model", "device", "kernels", "dtype", "exact"],
+            "1: what computes; batch_invariant says whether a token's logits are the same bits in any batch",
+            ["model", "device", "kernels", "dtype", "batch_invariant"],
             namespace=_PREFIX,
             registry=registry,
             multiprocess_mode="livemax",
         )
         self._model = model
 
-    def describe(self, *, device: str, kernels: str, dtype: str, exact: bool) -> None:
+    def describe(self, *, device: str, kernels: str, dtype: str, batch_invariant: bool) -> None:
         """Tell what computes."""
-        self._engine_info.labels(self._model, device, kernels, dtype, str(exact).lower()).set(1)
+        self._engine_info.labels(self._model, device, kernels, dtype, str(batch_invariant).lower()).set(1)
 
     def step(
         self,

@@ -14,10 +14,10 @@ from service.config import GatewaySettings
 from service.errors import SettingError
 from service.gateway.key_ring import KeyRing
 from service.queue.base import GatewayQueue
-from service.queue.link import serve_link
-from service.queue.local import LocalQueue
-from service.supervisor import Supervisor
-from service.worker import EXIT_FAILED
+from service.queue.local.gateway import LocalQueue
+from service.queue.local.server import serve_workers
+from service.worker.supervisor import Supervisor
+from service.worker.worker import EXIT_FAILED
 from training.manifest import TOKENIZER, Manifest
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ async def serve_models(
     queue: LocalQueue,
     keys: KeyRing | None,
     listener: socket.socket,
-    link: Path,
+    socket_path: Path,
     commands: Mapping[str, Sequence[str]],
 ) -> int:
     """Serve until a signal, which drains, or until a worker is refused; return the exit status.
@@ -93,12 +93,12 @@ async def serve_models(
         queue: Between gateway and workers.
         keys: Who may ask; `None`: anyone.
         listener: Where clients come in.
-        link: Path of the socket where workers come in.
+        socket_path: Path of the socket where workers come in.
         commands: A worker's name → its command line.
     """
     supervisor = Supervisor(commands, patience_s=settings.drain_s + KILL_AFTER_S, on_exit=_forget)
     _on_signals(supervisor.stop)
-    async with await serve_link(queue, link):
+    async with await serve_workers(queue, socket_path):
         supervising = asyncio.create_task(supervisor.run())
         try:
             # The workers start meanwhile.

@@ -1,11 +1,12 @@
-"""The commands that make and examine checkpoints, under one name. torch is imported when one runs."""
+"""The commands that make checkpoints and evaluate them, under one name. torch is imported when one runs."""
 
 import typer
 
 from training.command_line import run
 from training.commands.compare import compare
 from training.commands.convert import export, import_
-from training.commands.examine import evaluate, sample
+from training.commands.evaluate import evaluate
+from training.commands.sample import sample
 from training.commands.train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train a mini-GPT on your own text.")

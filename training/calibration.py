@@ -34,7 +34,7 @@ def fit_temperature(
         model: Its mode is kept.
         tokens: Text that it was not trained on, at least two tokens; only the first 32768 are read.
         context_length: Length T of a window.
-        dtype: Arithmetic of the matrix products.
+        dtype: What the matrix products are computed in.
     """
     num_tokens = min(MAX_TOKENS, max(1, MAX_LOGITS // model.config.vocab_size))
     pieces = heldout_pieces(model, tokens[: num_tokens + 1], context_length)

@@ -120,7 +120,7 @@ class RunConfig(Settings, frozen=True, kw_only=True):
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the matrix products; `auto` is bf16 where the processor has it in hardware."""
+    """What the matrix products are computed in; `auto` is bf16 where the processor has it in hardware."""
     compile: bool = False
     """Compile the model with `torch.compile`: worth it for runs longer than a few minutes."""
     eval_every: int = 250

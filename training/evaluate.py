@@ -51,7 +51,7 @@ def evaluate(
         model: Its mode is kept.
         data: The prepared text.
         context_length: Length T of a window.
-        dtype: Arithmetic of the matrix products.
+        dtype: What the matrix products are computed in.
         temperature: What the logits are divided by.
         carries: Whether a model of fixed state reads on and on, not each window from nothing.
         ranks: The processes that share the work; all get the same result.

@@ -4,25 +4,25 @@ import torch
 from torch import nn
 
 from training.config import RunConfig
+from training.data_loader import DataLoader
 from training.distributed import without_exchange
 from training.errors import TrainingError
-from training.feed import Feed
 from training.memory import is_out_of_memory
 from training.objectives import cross_entropy
 
 
 def find_gradients(
-    model: nn.Module, feed: Feed, step: int, accumulate: int, *, device: torch.device, dtype: torch.dtype
+    model: nn.Module, loader: DataLoader, step: int, accumulate: int, *, device: torch.device, dtype: torch.dtype
 ) -> float | None:
     """Leave the gradient of the mean loss of a step's batch in the weights.
 
     Args:
         model: `(B, T)` and the past of the rows → `(B, T, V)`.
-        feed: What it reads.
+        loader: What it reads.
         step: Which batch.
         accumulate: Micro-batches to cut it into.
         device: Where the model stands.
-        dtype: Arithmetic of the matrix products.
+        dtype: What the matrix products are computed in.
 
     Returns:
         This process' mean loss, nats a token; None: memory ran out, and no more is said here, since what is done about
@@ -30,7 +30,7 @@ def find_gradients(
     """
     loss = 0.0
     try:
-        for index, batch in enumerate(feed.micro_batches(step, accumulate)):
+        for index, batch in enumerate(loader.micro_batches(step, accumulate)):
             with without_exchange(model, yes=index + 1 < accumulate):
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                     logits = model(batch.inputs, batch.state)  # (B, T, V)

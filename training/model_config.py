@@ -1,6 +1,6 @@
 """The shape of each family of models; `family` in a preset's [model] chooses one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -181,6 +181,14 @@ class ConvConfig(BaseConfig, frozen=True, kw_only=True, tag="conv"):
 ModelConfig = GPTConfig | RecurrentConfig | MLPConfig | ConvConfig
 """Any of them."""
 DEFAULT_FAMILY = "gpt"
+
+
+def differences(config: ModelConfig, other: ModelConfig, *, but: Collection[str]) -> dict[str, Any]:
+    """Return the fields of `config`, with their values, that `other` has otherwise; those of `but` do not count."""
+    if type(config) is not type(other):
+        return {"family": type(config).__struct_config__.tag}
+    fields = [field for field in config.__struct_fields__ if field not in but]
+    return {field: value for field in fields if (value := getattr(config, field)) != getattr(other, field)}
 
 
 def parse_model_config(table: Mapping[str, Any]) -> ModelConfig:

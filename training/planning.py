@@ -1,7 +1,7 @@
-"""One dial: from a text, a machine's speed and a number of minutes to every setting of a run.
+"""From a text, a machine's speed and a number of minutes to every setting of a run.
 
-What turns the dial is in the constants below, set by hand between a few runs on Tiny-Shakespeare, most of one seed, and
-judged by its validation split. C is the budget in floating-point operations, N the weights in hidden matrices, D the
+The constants below were set by hand, after a few runs on Tiny-Shakespeare, most of one seed, by the loss on its
+validation split. C is the budget in floating-point operations, N the weights in hidden matrices, D the
 tokens of the text.
 """
 

@@ -14,11 +14,11 @@ from training.checkpoint import save_checkpoint
 from training.config import TrainConfig
 from training.costs import count_costs
 from training.data.prepare import PreparedData
+from training.data_loader import DataLoader
 from training.distributed import ALONE, Ranks
 from training.errors import TrainingError
+from training.evaluator import EvaluationReport, Evaluator
 from training.events import EndEvent, Ending, EvaluationEvent, Event, StepEvent
-from training.examiner import Examination, Examiner
-from training.feed import Feed
 from training.gradients import find_gradients, shrink_micro_batches
 from training.memory import keep_freed_memory, peak_memory_bytes
 from training.models.devices import choose_device, choose_dtype
@@ -79,10 +79,10 @@ class Trainer:
             self.model.scale_logits(1.0)  # changes nothing, unless it refuses
         border = round((1 - config.run.calibration_fraction) * len(data.train))
         self.train_tokens, self.calibration_tokens = data.train[:border], data.train[border:]
-        self.feed = Feed(
+        self.loader = DataLoader(
             config.run, self.train_tokens, model_config.context_length, self.model.state_spec, self.device, ranks, clock
         )
-        self._examiner = Examiner(self.config, data, self.calibration_tokens, self.dtype, ranks, clock)
+        self._evaluator = Evaluator(self.config, data, self.calibration_tokens, self.dtype, ranks, clock)
         self.state = ResumeState(config=self.config, corpus_sha256=data.corpus_sha256)
         self._clock = clock
         self._notice = notice
@@ -128,7 +128,7 @@ class Trainer:
         loss = self._find_gradients()
         self._require_finite(loss)
         grad_norm = self.optimizer.step(progress)
-        self.feed.advance()
+        self.loader.advance()
         self._advance()
         return StepEvent(
             step=self.state.step,
@@ -144,9 +144,9 @@ class Trainer:
         if self.average:
             self.average.swap(self.model)
         with torch.compiler.set_stance("force_eager"):  # compiled for one shape, and here every shape comes
-            found = self._examiner.examine(self.model)
+            found = self._evaluator.evaluate(self.model)
             is_best = self._take_in(found)
-            estimate = self._examiner.estimate(self.model, found.temperature) if self.ending else None
+            estimate = self._evaluator.estimate(self.model, found.temperature) if self.ending else None
         if is_best and self.ranks.is_first:
             self._save_best(found)
         if self.average:
@@ -171,7 +171,7 @@ class Trainer:
             "model": dict(self.model.named_parameters()),
             "optimizer": self.optimizer.state_tensors(),
             "average": self.average.weights if self.average else {},
-            "state": self.feed.state_tensors(),
+            "state": self.loader.state_tensors(),
             "rng": rng_tensors(self.ranks),
         }
         if self.ranks.is_first:
@@ -188,7 +188,7 @@ class Trainer:
         self.optimizer.load_state_tensors(dict(parts["optimizer"]))
         if self.average:
             self.average.weights = dict(parts["average"])
-        self.feed.load_state_tensors(parts["state"])
+        self.loader.load_state_tensors(parts["state"])
         load_rng_tensors(parts["rng"], self.ranks)
         self.state = state.replace(config=self.config)
 
@@ -210,7 +210,7 @@ class Trainer:
     def _try_gradients(self) -> float | None:
         return find_gradients(
             self._parallel,
-            self.feed,
+            self.loader,
             self.state.step,
             self.config.run.accumulate,
             device=self.device,
@@ -220,7 +220,7 @@ class Trainer:
     def _require_finite(self, loss: float) -> None:
         if math.isfinite(loss):
             return
-        inputs, _ = self.feed.batches.batch(self.state.step)
+        inputs, _ = self.loader.batches.batch(self.state.step)
         batch_hash = hashlib.sha256(inputs.numpy().tobytes()).hexdigest()[:12]
         best = self.folder / "checkpoint"
         kept = f"the best checkpoint so far stays in {best}" if best.exists() else "there is no checkpoint yet"
@@ -235,12 +235,12 @@ class Trainer:
             step=self.state.step + 1,
             tokens=self.state.tokens + run.batch_size * run.accumulate * self.config.model.context_length,
             elapsed_s=self._elapsed(),
-            data_s=self.state.data_s + self.feed.take_seconds(),
+            data_s=self.state.data_s + self.loader.take_seconds(),
         )
         if self.average:
             self.average.update(self.model, self.state.step)
 
-    def _take_in(self, found: Examination) -> bool:
+    def _take_in(self, found: EvaluationReport) -> bool:
         """Count an examination, and tell whether it is the best so far."""
         loss, best = found.evaluation.loss, self.state.best_loss
         is_best = loss < (math.inf if best is None else best)  # never where it is not a number
@@ -256,7 +256,7 @@ class Trainer:
         """Return the first process' time: a budget in minutes must not end for one and go on for another."""
         return self.ranks.of_first(self._clock() - self._started)
 
-    def _save_best(self, found: Examination) -> None:
+    def _save_best(self, found: EvaluationReport) -> None:
         with scaled_logits(self.model, 1 / found.temperature):
             save_checkpoint(
                 self.folder / "checkpoint",

@@ -33,7 +33,7 @@ from service.bench.options import (
 from service.bench.peers.choice import choose_peers
 from service.bench.report import Report, command_line, read_machine, show, write_json
 from service.errors import SettingError
-from service.worker import SPIN_COUNT
+from service.worker.worker import SPIN_COUNT
 
 TRAIN_PRESET = "nanogpt-cpu"
 REQUESTS_PER_STREAM = 5
@@ -78,14 +78,14 @@ def engine(
     settings = engine_settings(max(batches), device=device, dtype=dtype, kv_cache_mb=kv_cache_mb)
     choices = choose_peers(against, peer_python)
     from service.bench.engine import engine_notes, engine_table, measure_engine
-    from service.bench.subject import open_subject
+    from service.bench.workload import open_workload
 
     chosen = choose_model(checkpoint, shape, context.obj)
-    with open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens) as subject:
-        if against == ["auto"] and not subject.is_gpt:
+    with open_workload(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens) as workload:
+        if against == ["auto"] and not workload.is_gpt:
             choices = []  # the peers have GPTs alone
-        figures = measure_engine(subject, settings, choices, batches, rounds)
-    facts = subject.describe() | figures.engine | {"rounds": rounds}
+        figures = measure_engine(workload, settings, choices, batches, rounds)
+    facts = workload.describe() | figures.engine | {"rounds": rounds}
     report = Report(command=command_line(), machine=machine, settings=facts | figures.facts(), results=figures.results)
     _finish(report, engine_table(figures, _title("engine", facts)), json_file, engine_notes(figures))
 
@@ -124,23 +124,23 @@ def http(
     from service.bench.http import FleetServer, Server, http_notes, http_table, measure_http
     from service.bench.offline import OfflineEngine
     from service.bench.server import start_fleet, start_server
-    from service.bench.subject import open_subject
+    from service.bench.workload import open_workload
 
     chosen = choose_model(checkpoint, shape, context.obj)
     with ExitStack() as stack:
-        subject = stack.enter_context(open_subject(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens))
+        workload = stack.enter_context(open_workload(chosen, vocab, prompt_tokens=prompt_tokens, max_tokens=max_tokens))
         peers = {name: Server(address, api) for name, address in servers.items()}
         if queue:
-            fleet = stack.enter_context(start_fleet(subject.folder, settings, queue))
+            fleet = stack.enter_context(start_fleet(workload.folder, settings, queue))
             peers["over Redis"] = FleetServer(fleet, queue)
-        alone = None if url else OfflineEngine(subject.folder, settings)
-        ours = Server(url, api) if url else Server(stack.enter_context(start_server(subject.folder, settings)), "auto")
+        alone = None if url else OfflineEngine(workload.folder, settings)
+        ours = Server(url, api) if url else Server(stack.enter_context(start_server(workload.folder, settings)), "auto")
         results = []
         for count in counts:
             total = requests or REQUESTS_PER_STREAM * count
-            loads = [subject.stream_requests(count, total, seed) for seed in range(rounds + 1)]
+            loads = [workload.stream_requests(count, total, seed) for seed in range(rounds + 1)]
             results.append(measure_http(ours, alone, peers, loads, count))
-    facts = subject.describe() | (alone.describe() if alone else {}) | {"rounds": rounds}
+    facts = workload.describe() | (alone.describe() if alone else {}) | {"rounds": rounds}
     report = Report(command=command_line(), machine=machine, settings=facts, results=results)
     _finish(report, http_table(results, _title("http", facts)), json_file, http_notes(results))
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from service.bench.dialects import Dialect
+from service.bench.api_clients import ApiClient
 from service.bench.rounds import Run
 from service.errors import SettingError
 from service.protocol import Request
@@ -42,20 +42,20 @@ class _Answer(msgspec.Struct):
         return self.arrivals[0] - self.began
 
 
-async def run_load(url: str, dialect: Dialect, requests: Sequence[Request], streams: int) -> HttpRun:
+async def run_load(url: str, client: ApiClient, requests: Sequence[Request], streams: int) -> HttpRun:
     """Send `requests`, `streams` of them at once.
 
     Args:
-        url: Of the server; the dialect's path is added.
-        dialect: What it speaks.
+        url: Of the server; the client's path is added.
+        client: What it speaks.
         requests: What to send.
         streams: Connections; each sends its next request when its last is answered.
 
     Raises:
         SettingError: nobody there, a refusal, a stream that was cut.
     """
-    bodies = iter([dialect.encode(request) for request in requests])
-    connections = [_Connection(url, dialect) for _ in range(min(streams, len(requests)))]
+    bodies = iter([client.encode(request) for request in requests])
+    connections = [_Connection(url, client) for _ in range(min(streams, len(requests)))]
     began = time.perf_counter()
     answers = await asyncio.gather(*(_ask_all(connection, bodies) for connection in connections))
     return _sum_up(answers, time.perf_counter() - began)
@@ -85,11 +85,11 @@ async def _ask_all(connection: "_Connection", bodies: Iterator[bytes]) -> list[_
 class _Connection:
     """HTTP/1.1, as much as a stream needs: a request, a head, chunks. Opened when it is needed."""
 
-    def __init__(self, url: str, dialect: Dialect) -> None:
+    def __init__(self, url: str, client: ApiClient) -> None:
         self._parts = urlsplit(url)
         self._url = url
-        self._dialect = dialect
-        path = f"{self._parts.path.rstrip('/')}{dialect.path}"
+        self._client = client
+        path = f"{self._parts.path.rstrip('/')}{client.path}"
         self._head = f"POST {path} HTTP/1.1\r\nHost: {self._parts.netloc}\r\nContent-Type: application/json\r\n"
         self._writer: asyncio.StreamWriter | None = None
 
@@ -144,8 +144,8 @@ class _Connection:
         refusal = await self._reader.readexactly(length)
         reason = refusal[:300].decode(errors="replace")
         with contextlib.suppress(msgspec.DecodeError):
-            reason = self._dialect.decode(refusal).error or reason
-        raise SettingError(f"{self._url}{self._dialect.path}: status {status.decode()}: {reason}")
+            reason = self._client.decode(refusal).error or reason
+        raise SettingError(f"{self._url}{self._client.path}: status {status.decode()}: {reason}")
 
     async def _read_stream(self, answer: _Answer) -> None:
         is_whole = False
@@ -159,7 +159,7 @@ class _Connection:
             raise SettingError(f"{self._url}: a stream ended without {lacked}; see the server's log")
 
     def _take(self, answer: _Answer, data: bytes) -> None:
-        arrival = self._dialect.decode(data)
+        arrival = self._client.decode(data)
         if arrival.error:
             raise SettingError(f"{self._url}: {arrival.error}")
         if arrival.num_tokens:

@@ -3,8 +3,8 @@
 import msgspec
 import torch
 
-from service.engine.paged_kv import PagedKV
-from service.engine.recurrent_slots import Slots
+from service.engine.backends.paged_kv import PagedKV
+from service.engine.backends.torch_slots import Slots
 from training.costs import count_costs as count_weights
 from training.model_config import ModelConfig
 from training.models.base import SlotSpec

@@ -16,7 +16,7 @@ from service.bench.offline import EngineRun, OfflineEngine
 from service.bench.peers.choice import PeerChoice
 from service.bench.peers.process import start_peer
 from service.bench.rounds import Side, compare, measure_in_turn, median_speed
-from service.bench.subject import Subject
+from service.bench.workload import Workload
 from service.config import EngineSettings
 from service.protocol import Request
 
@@ -55,7 +55,7 @@ class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_engine(
-    subject: Subject, settings: EngineSettings, choices: Sequence[PeerChoice], batches: Sequence[int], rounds: int
+    workload: Workload, settings: EngineSettings, choices: Sequence[PeerChoice], batches: Sequence[int], rounds: int
 ) -> EngineFigures:
     """Compute each batch with minigpt's engine and each peer, in turn.
 
@@ -65,26 +65,26 @@ def measure_engine(
         CheckpointError: the folder is refused.
         SettingError: the model does not fit the settings or the context, or a peer fails.
     """
-    engine = OfflineEngine(subject.folder, settings)
+    engine = OfflineEngine(workload.folder, settings)
     dtype, device = engine.info.dtype, torch.device(engine.info.device)
     limits = measure_limits(dtype, device)
     with ExitStack() as stack:
-        started = (start_peer(choice, subject, engine.info, max(batches)) for choice in choices)
+        started = (start_peer(choice, workload, engine.info, max(batches)) for choice in choices)
         peers = [stack.enter_context(peer) for peer in started]
         beside: dict[str, Compute] = {peer.name: peer.run for peer in peers}
-        if not subject.is_gpt:
-            gpt = stack.enter_context(open_gpt_beside(subject))
+        if not workload.is_gpt:
+            gpt = stack.enter_context(open_gpt_beside(workload))
             beside[f"GPT {gpt.name}"] = _computing(OfflineEngine(gpt, settings))
-        results = [_measure_batch(engine, beside, subject, batch, rounds) for batch in batches]
+        results = [_measure_batch(engine, beside, workload, batch, rounds) for batch in batches]
     return EngineFigures(
         results=results,
         engine=engine.describe(),
         kv_cache_bytes=engine.info.kv_cache_bytes,
         versions={peer.name: peer.version for peer in peers},
-        costs=count_costs(subject.config, dtype),
+        costs=count_costs(workload.config, dtype),
         limits=limits.best(measure_limits(dtype, device)),
-        prompt_tokens=subject.prompt_tokens,
-        max_tokens=subject.max_tokens,
+        prompt_tokens=workload.prompt_tokens,
+        max_tokens=workload.max_tokens,
     )
 
 
@@ -93,11 +93,11 @@ def _computing(engine: OfflineEngine) -> Compute:
 
 
 def _measure_batch(
-    engine: OfflineEngine, beside: Mapping[str, Compute], subject: Subject, batch: int, rounds: int
+    engine: OfflineEngine, beside: Mapping[str, Compute], workload: Workload, batch: int, rounds: int
 ) -> EngineResult:
     ours = Side(_computing(engine))
     others = {name: Side(compute) for name, compute in beside.items()}
-    loads = [subject.requests(batch, seed) for seed in range(rounds + 1)]
+    loads = [workload.requests(batch, seed) for seed in range(rounds + 1)]
     measure_in_turn([ours, *others.values()], loads)
     return EngineResult(batch=batch, minigpt=ours.runs, peers={name: side.runs for name, side in others.items()})
 

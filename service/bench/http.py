@@ -9,8 +9,8 @@ import numpy as np
 import uvloop
 from rich.table import Table
 
+from service.bench.api_clients import find_api_client
 from service.bench.client import HttpRun, run_load
-from service.bench.dialects import find_dialect
 from service.bench.offline import EngineRun, OfflineEngine
 from service.bench.options import Api
 from service.bench.rounds import Run, Side, compare, measure_in_turn, median_speed
@@ -46,7 +46,7 @@ class Server:
 
     def __init__(self, url: str, api: Api) -> None:
         self._url = url
-        self._dialect = find_dialect(url, api)
+        self._client = find_api_client(url, api)
 
     def run(self, streams: int, requests: Load) -> HttpRun:
         """Send `requests`, `streams` of them at once.
@@ -54,7 +54,7 @@ class Server:
         Raises:
             SettingError: it refuses, or cuts a stream.
         """
-        return uvloop.run(run_load(self._url, self._dialect, requests, streams))
+        return uvloop.run(run_load(self._url, self._client, requests, streams))
 
 
 class FleetServer(Server):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from service.bench.rounds import Run
 from service.config import EngineSettings
-from service.engine.engine import Engine, StepOutput
+from service.engine.engine import Engine
+from service.engine.interface import StepOutput
 from service.engine.loading import load_engine
 from service.errors import SettingError
 from service.protocol import Claim, Request

@@ -53,7 +53,7 @@ def engine_settings(num_seqs: int, **options: object) -> EngineSettings:
     """Return serve's settings, with room for `num_seqs` sequences at once.
 
     Raises:
-        SettingError: no such device, arithmetic, …
+        SettingError: no such device, dtype, …
     """
     default = EngineSettings()
     room = {

@@ -9,8 +9,8 @@ import msgspec
 from rich.table import Table
 
 from service.config import QueueSettings
-from service.identity import Identity
 from service.protocol import Claim, Emission, End, Request, SamplingParams
+from service.queue.process_identity import ProcessIdentity
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.processor import processor_s
 from service.queue.redis.worker import RedisWorkerQueue
@@ -62,7 +62,7 @@ def queue_table(results: Sequence[QueueResult], title: str) -> Table:
 
 
 def _measure(url: str, batch: int, each: int, num_emits: int) -> QueueResult:
-    worker = RedisWorkerQueue(url, LEASE_S, Identity.of_this_process())
+    worker = RedisWorkerQueue(url, LEASE_S, ProcessIdentity.of_this_process())
     revision = uuid.uuid4().hex
     worker.register({"bench": revision})
     try:

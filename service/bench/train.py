@@ -53,7 +53,7 @@ class TrainBench:
         self._peer = NanoGPTTrainer(self._peer_model, batches)
 
     def describe(self) -> dict[str, str | int]:
-        """Return minigpt's arithmetic (nanoGPT's is fp32), and the threads of both."""
+        """Return minigpt's dtype (nanoGPT's is fp32), and the threads of both."""
         return {"dtype": str(self._trainer.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
 
     def measure(self, steps: int, rounds: int, *, to_the_end: bool) -> TrainResult:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from service.bench.subject import MIN_CONTEXT, save_random
+from service.bench.workload import MIN_CONTEXT, save_random
 from service.errors import SettingError
 from training.exchange.formats import GgufType
 from training.exchange.gguf_file import write_gguf

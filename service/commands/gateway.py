@@ -6,7 +6,7 @@ import socket
 import typer
 import uvloop
 
-from service.commands.homes import open_gateway_queue, open_key_ring
+from service.commands.backends import open_gateway_queue, open_key_ring
 from service.commands.options import (
     GATEWAY,
     QUEUE,

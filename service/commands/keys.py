@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from service.commands.homes import open_key_store
+from service.commands.backends import open_key_store
 from service.commands.options import JsonOption
-from service.commands.tables import show_json, show_table
+from service.commands.output import show_json, show_table
 from service.keys import create_key
 
 StoreOption = Annotated[str, typer.Option(metavar="FILE|redis", envvar="MINIGPT_KEYS", help="Where the API keys are.")]

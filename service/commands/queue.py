@@ -7,9 +7,9 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from service.commands.homes import open_gateway_queue
+from service.commands.backends import open_gateway_queue
 from service.commands.options import QUEUE, JsonOption, QueueOption
-from service.commands.tables import show_json, show_table
+from service.commands.output import show_json, show_table
 from service.errors import NotFound, Unavailable
 from service.logs import configure_logging
 from service.queue.base import GatewayQueue
@@ -22,8 +22,8 @@ app = typer.Typer(no_args_is_help=True, help="Look into a queue in Redis, and en
 @app.command()
 def status(queue: QueueOption, as_json: JsonOption = False) -> None:
     """Tell what waits, what runs and how many work."""
-    stats = _ask(queue, lambda home: home.stats())
-    told: dict[str, object] = {
+    stats = _ask(queue, lambda opened: opened.stats())
+    counts: dict[str, object] = {
         "waiting": stats.waiting,
         "waiting_tokens": stats.waiting_tokens,
         "running": stats.running,
@@ -34,9 +34,9 @@ def status(queue: QueueOption, as_json: JsonOption = False) -> None:
     }
     revisions = sorted(stats.revisions)
     if as_json:
-        show_json({**told, "revisions": revisions})
+        show_json({**counts, "revisions": revisions})
     else:
-        show_table(("", "now"), [*told.items(), *(("serves", revision) for revision in revisions)])
+        show_table(("", "now"), [*counts.items(), *(("serves", revision) for revision in revisions)])
 
 
 @app.command()
@@ -47,14 +47,14 @@ def cancel(
     ],
 ) -> None:
     """End an answer, or one sequence of it: at once where it waits, else within a step."""
-    for request_id in _ask(queue, lambda home: _cancel(home, answer)):
+    for request_id in _ask(queue, lambda opened: _cancel(opened, answer)):
         typer.echo(f"cancelled {request_id}")
 
 
 @app.command()
 def dead(queue: QueueOption, as_json: JsonOption = False) -> None:
     """List what was given up because too many workers died with it, the newest first."""
-    requests = _ask(queue, lambda home: home.dead())
+    requests = _ask(queue, lambda opened: opened.dead())
     if as_json:
         show_json(requests)
         return
@@ -71,27 +71,27 @@ def _ask(url: str, ask: Callable[[GatewayQueue], Awaitable[T]]) -> T:
 
 
 async def _ask_queue(url: str, ask: Callable[[GatewayQueue], Awaitable[T]]) -> T:
-    async with open_gateway_queue(url, QUEUE) as home:
+    async with open_gateway_queue(url, QUEUE) as queue:
         try:
-            return await ask(home)
+            return await ask(queue)
         except Unavailable as error:
             from service.queue.redis.address import reason_of
 
             why = reason_of(error.__cause__ or error)
-            raise Unavailable(f"the queue at {home.address} cannot be reached ({why}): does its Redis run?") from error
+            raise Unavailable(f"the queue at {queue.address} cannot be reached ({why}): does its Redis run?") from error
 
 
-async def _cancel(home: GatewayQueue, id_: str) -> list[str]:
-    ids = await _find_ids(home, id_)
+async def _cancel(queue: GatewayQueue, id_: str) -> list[str]:
+    ids = await _find_ids(queue, id_)
     for request_id in ids:
-        await home.cancel(request_id)
+        await queue.cancel(request_id)
     return ids
 
 
-async def _find_ids(home: GatewayQueue, id_: str) -> list[str]:
+async def _find_ids(queue: GatewayQueue, id_: str) -> list[str]:
     """Return the ids of the sequences that `id_` means: all of an answer, or itself."""
     answer = id_.rpartition("-")[0] or id_
-    ids = [request.id for request in await home.find(answer)]
+    ids = [request.id for request in await queue.find(answer)]
     if id_ not in (answer, *ids):
         raise NotFound(f"no sequence '{id_}': the answer has {ids[0]} to {ids[-1]}")
     return ids if id_ == answer else [id_]

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from service.commands.homes import open_key_ring
+from service.commands.backends import open_key_ring
 from service.commands.options import (
     ENGINE,
     GATEWAY,
@@ -41,8 +41,8 @@ from service.commands.options import (
     start_process,
 )
 from service.config import EngineSettings, GatewaySettings, QueueSettings, WorkerSettings, parse_settings
-from service.queue.link import queue_url
-from service.queue.local import LocalQueue
+from service.queue.local.gateway import LocalQueue
+from service.queue.local.wire import queue_url
 from service.serving import listen, serve_models
 from training.manifest import read_manifest
 from training.settings import Settings
@@ -87,15 +87,15 @@ def serve(
     listener = listen(settings, reachable=allow_anyone or ring is not None)
     with tempfile.TemporaryDirectory(prefix="minigpt-") as private, listener:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = private  # before anything imports prometheus_client, which reads it
-        link = Path(private) / "link"
+        socket = Path(private) / "queue"
         commands = {
-            f"{name}-{number}": [*_worker_command(link, name, folder), *worker_options]
+            f"{name}-{number}": [*_worker_command(socket, name, folder), *worker_options]
             for name, folder in folders.items()
             for number in range(workers)
         }
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             status = runner.run(
-                serve_models(models, settings, LocalQueue(queue_settings), ring, listener, link, commands)
+                serve_models(models, settings, LocalQueue(queue_settings), ring, listener, socket, commands)
             )
     raise typer.Exit(status)
 
@@ -113,5 +113,5 @@ def _option(name: str, value: object) -> str:
     return f"--{name}={value}"
 
 
-def _worker_command(link: Path, name: str, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "service", "worker", f"--queue={queue_url(link)}", f"--model={name}={folder}"]
+def _worker_command(socket: Path, name: str, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "service", "worker", f"--queue={queue_url(socket)}", f"--model={name}={folder}"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.homes import open_worker_queue
+from service.commands.backends import open_worker_queue
 from service.commands.options import (
     ENGINE,
     WORKER,
@@ -31,7 +31,7 @@ from service.commands.options import (
 )
 from service.config import EngineSettings, WorkerSettings, parse_settings
 from service.errors import SettingError, Unavailable
-from service.worker import EXIT_FAILED, SPIN_COUNT, Worker, run_until_stopped
+from service.worker.worker import EXIT_FAILED, SPIN_COUNT, Worker, run_until_stopped
 from training.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def worker(
     engine_settings = parse_settings(EngineSettings, options)
     [(model_name, folder)] = find_folders([model] if model else None).items()
     try:
-        home = open_worker_queue(queue, worker_settings.lease_s, name or _container_name())
+        opened = open_worker_queue(queue, worker_settings.lease_s, name or _container_name())
     except Unavailable as error:
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(EXIT_FAILED) from error
@@ -83,7 +83,7 @@ def worker(
     logger.info("%s: %s", model_name, engine.info)
     metrics = _serve_metrics(model_name, metrics_host, metrics_port)
     models = {model_name: read_manifest(folder, verify=False).revision}
-    working = Worker(home, engine, models, worker_settings, on_step=_step_observer(engine, metrics))
+    working = Worker(opened, engine, models, worker_settings, on_step=_step_observer(engine, metrics))
     raise typer.Exit(run_until_stopped(working))
 
 
@@ -109,7 +109,7 @@ def _serve_metrics(model: str, host: str, port: int) -> "WorkerMetrics":
 
 def _step_observer(engine: "Engine", metrics: "WorkerMetrics") -> Callable[[float], None]:
     info = engine.info
-    metrics.describe(device=info.device, kernels=info.kernels, dtype=info.dtype, exact=info.exact)
+    metrics.describe(device=info.device, kernels=info.kernels, dtype=info.dtype, batch_invariant=info.batch_invariant)
 
     def observe(seconds: float) -> None:
         step = engine.last_step

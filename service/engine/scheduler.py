@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from service.engine.page_pool import PagePool
 from service.engine.sequence import Sequence
-from service.engine.state_pool import PagePool
 
 # What a step costs is counted in tokens: one that has little before it costs 1.
 FIXED_COST = 4
@@ -18,18 +18,21 @@ PREFILL_SHARE = 2
 later than 3 times the usual, and a crowd is not kept waiting for the sake of a few."""
 
 
-class Work(NamedTuple):
-    """A share of a step: the next `num_tokens` uncomputed tokens of a sequence, and its draft behind the last."""
+class ScheduledChunk(NamedTuple):
+    """What a step computes of one sequence: its next tokens, and after the last known one a draft, if it has any."""
 
     sequence: Sequence
     num_tokens: int
+    """Tokens that are computed, the draft included."""
+    draft: tuple[int, ...] = ()
+    """Guesses at the tokens that follow the last known one; this step checks them."""
 
     @property
     def token_ids(self) -> list[int]:
         """What is computed."""
         first = self.sequence.num_computed_tokens
         known = self.sequence.token_ids[first : first + self.num_tokens]
-        return known + self.sequence.draft if self.sequence.draft else known
+        return [*known, *self.draft]
 
     @property
     def reaches_end(self) -> bool:
@@ -39,7 +42,7 @@ class Work(NamedTuple):
     @property
     def num_logits(self) -> int:
         """Of how many of these tokens, the last ones, the logits are wanted."""
-        if self.sequence.wants_prompt_logprobs or self.sequence.draft:
+        if self.sequence.wants_prompt_logprobs or self.draft:
             return self.num_tokens
         return int(self.reaches_end)
 
@@ -79,24 +82,27 @@ class Scheduler:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._pool.release(sequence)
 
-    def schedule(self) -> list[Work]:
-        """Return the work of the next step, single tokens first; its pages are reserved. All of it must be computed."""
+    def schedule(self, draft: tuple[int, ...] = ()) -> list[ScheduledChunk]:
+        """Return the chunks of the next step, single tokens first; their pages are reserved. All must be computed.
+
+        Args:
+            draft: Guesses at what follows the only sequence, which decodes; left out where they have no room.
+        """
         self.num_preempted = self.num_queried_tokens = self.num_found_tokens = 0
         # Whoever is preempted here stands later in `running`: the loop has not come to it.
-        decodes = [self._decode(s) for s in self.running if s.num_to_compute == 1 and self._reserve(s)]
+        decodes = [self._decode(s, draft) for s in self.running if s.num_to_compute == 1 and self._reserve(s)]
         prefills = self._prefill(len(decodes))
-        return decodes + sorted(prefills, key=lambda work: work.num_tokens > 1)
+        return decodes + sorted(prefills, key=lambda chunk: chunk.num_tokens > 1)
 
-    def _plan(self, sequence: Sequence, num_tokens: int) -> Work:
+    def _plan(self, sequence: Sequence, num_tokens: int) -> ScheduledChunk:
         self._pool.share(sequence, num_tokens)
-        return Work(sequence, num_tokens)
+        return ScheduledChunk(sequence, num_tokens)
 
-    def _decode(self, sequence: Sequence) -> Work:
-        num_tokens = 1 + len(sequence.draft)
-        is_draft = 1 < num_tokens <= self._max_step_tokens
-        if is_draft and self._pool.grow(sequence, sequence.num_computed_tokens + num_tokens):
-            return Work(sequence, num_tokens)  # its pages are for others only once the guesses have proven right
-        sequence.draft.clear()
+    def _decode(self, sequence: Sequence, draft: tuple[int, ...]) -> ScheduledChunk:
+        num_tokens = 1 + len(draft)
+        has_room = num_tokens <= self._max_step_tokens
+        if draft and has_room and self._pool.grow(sequence, sequence.num_computed_tokens + num_tokens):
+            return ScheduledChunk(sequence, num_tokens, draft)  # its pages are shared once the guesses proved right
         return self._plan(sequence, 1)
 
     def _reserve(self, sequence: Sequence) -> bool:
@@ -110,9 +116,9 @@ class Scheduler:
                 return False
         return True
 
-    def _prefill(self, num_decodes: int) -> list[Work]:
+    def _prefill(self, num_decodes: int) -> list[ScheduledChunk]:
         """Plan prefill chunks beside `num_decodes` single tokens: where somebody streams, short ones."""
-        works = []
+        chunks = []
         room = self._max_step_tokens - num_decodes
         shares = PREFILL_SHARE * max(1, len(self.waiting))  # each that waits has one: it is late by every step, too
         budget = shares * (FIXED_COST + num_decodes) if num_decodes else math.inf
@@ -120,12 +126,12 @@ class Scheduler:
         while room and budget >= 1 and (sequence := next(unfinished, None)):
             cost = 1 + self._pool.in_full_pages(sequence.num_computed_tokens) / POSITIONS
             num_tokens = max(1, int(min(sequence.num_to_compute, room, budget / cost)))
-            works.append(self._plan(sequence, num_tokens))
+            chunks.append(self._plan(sequence, num_tokens))
             room -= num_tokens
             budget -= num_tokens * cost
             if num_tokens < sequence.num_to_compute:
                 break  # what a rounded share leaves over is for nobody else: this one comes first
-        return works
+        return chunks
 
     def _unfinished(self) -> Iterator[Sequence]:
         """Yield those in the middle of their prefill; then, where nobody had to go, admit one after the other.

@@ -21,16 +21,12 @@ class Sequence:
         """Prompt and generated tokens."""
         self.num_computed_tokens = 0
         """Tokens whose past is in the pool; the rest is still to be computed."""
-        self.draft: list[int] = []
-        """Guesses at the tokens that come next; the step that computes the last known one checks them."""
         self.page_table: list[int] = []
         """Pages that hold the past, in order of position."""
         self.page_keys: list[bytes] = []
         """What stands in its full pages, as far as the pool was asked; they stay when the pages go."""
         self.num_cached_tokens: int | None = None
         """Tokens of the prompt that were in the cache when the sequence was first admitted; `None` before."""
-        self.sampling: object = None
-        """What the sampler keeps of it from one token to the next."""
         self.matcher: Matcher | None = None
         """Of its grammar, at the end of the tokens."""
         self.prompt_logprobs: list[TokenLogprobs] = []

@@ -49,17 +49,16 @@ class Speculation:
         self._plain, self._guessed = _Rate(), _Rate()
         self._num_steps = 0
 
-    def guess(self, sequence: Sequence) -> None:
-        """Give `sequence` a draft, if that promises to be faster."""
+    def guess(self, sequence: Sequence) -> tuple[int, ...]:
+        """Return guesses at what follows `sequence`; none where they do not promise to be faster."""
         self._num_steps += 1
         if not self._is_worth_a_look():
-            return
+            return ()
         if self._lookup is None or self._lookup[0] is not sequence:
             self._lookup = sequence, PromptLookup()
         room = sequence.request.params.max_tokens - sequence.num_generated - 1
         draft = self._lookup[1].guess(sequence.token_ids, min(MAX_DRAFT, room))
-        if len(draft) == MAX_DRAFT:
-            sequence.draft = draft
+        return tuple(draft) if len(draft) == MAX_DRAFT else ()
 
     def measure(self, guessed: bool, num_tokens: int, seconds: float) -> None:
         """Take note of what one step of a sequence that is alone brought, with a draft or without."""

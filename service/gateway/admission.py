@@ -8,14 +8,15 @@ from collections.abc import Mapping
 import msgspec
 
 from service.errors import BadRequest, Unavailable
+from service.gateway.answer_metrics import AnswerMetrics
 from service.gateway.choice import Choice
 from service.gateway.generation import Generation
 from service.gateway.idempotency import read_idempotency
+from service.gateway.lifecycle import Lifecycle, Phase
 from service.gateway.models import ServedModel, choose_model
 from service.gateway.requests import make_requests
 from service.gateway.schemas import GenerateBody
 from service.gateway.streams import Streams
-from service.gateway.tally import Tally
 from service.grammar import Grammars
 from service.grammar_errors import GrammarError
 from service.metrics import GatewayMetrics
@@ -41,6 +42,7 @@ class Admission:
         models: What is served, by name.
         streams: Where an answer is found that was asked for before.
         metrics: Counts what is accepted.
+        lifecycle: Of the gateway; while it serves, requests are taken.
         rng: Draws the seeds of requests without one.
         wait_for_workers: Whether requests for a model are taken before a worker was ever seen to have loaded it.
     """
@@ -51,19 +53,17 @@ class Admission:
         models: Mapping[str, ServedModel],
         streams: Streams,
         metrics: GatewayMetrics,
+        lifecycle: Lifecycle,
         rng: random.Random,
         *,
         wait_for_workers: bool = False,
     ) -> None:
-        self.draining = False
-        """Set to refuse new requests; those that were accepted go on."""
-        self.leaving = False
-        """Set when clients are cut off who may go on at another gateway: what they asked for is not cancelled."""
         self._queue = queue
         self._models = models
         self._grammars = {name: Grammars(model.tokenizer) for name, model in models.items()}
         self._streams = streams
         self._metrics = metrics
+        self._lifecycle = lifecycle
         self._rng = rng
         self._wait_for_workers = wait_for_workers
         self._loaded: frozenset[str] = frozenset()
@@ -106,12 +106,14 @@ class Admission:
     def _follow(
         self, requests: list[Request], model: ServedModel, caller: Caller, arrived: float, *, outlives_client: bool
     ) -> Generation:
-        tally = Tally(self._metrics.models[model.name], arrived)
-        tally.accept(requests)
+        metrics = AnswerMetrics(self._metrics.models[model.name], arrived)
+        metrics.accept(requests)
         choices = [Choice(request, index, model.tokenizer) for index, request in enumerate(requests)]
-        return Generation(
-            caller.request_id, choices, self._queue, tally, is_wanted=lambda: outlives_client or self.leaving
-        )
+
+        def is_wanted_without_client() -> bool:
+            return outlives_client or self._lifecycle.phase is Phase.LEAVING
+
+        return Generation(caller.request_id, choices, self._queue, metrics, is_wanted=is_wanted_without_client)
 
     async def _require_possible(self, grammar: Grammar | None, model: ServedModel) -> None:
         if grammar is None:
@@ -130,5 +132,5 @@ class Admission:
             raise Unavailable(f"no worker has loaded {model.name} yet")
 
     def _require_open(self) -> None:
-        if self.draining:
+        if self._lifecycle.phase is not Phase.SERVING:
             raise Unavailable("this server is shutting down")

@@ -1,9 +1,9 @@
-"""An answer in one piece of JSON."""
+"""An answer as one JSON body."""
 
 import msgspec
 from starlette.types import Receive
 
-from service.gateway.choice import Piece
+from service.gateway.choice import Delta
 from service.gateway.connection import run_while_connected
 from service.gateway.generation import Generation, Timings, Usage
 from service.gateway.logprobs import Logprobs
@@ -42,9 +42,9 @@ async def gather_answer(generation: Generation, receive: Receive) -> Answer:
     """
     choices = [AnsweredChoice(index) for index in range(len(generation.choices))]
 
-    async def gather(pieces: list[Piece]) -> None:
-        for piece in pieces:
-            _add(choices[piece.index], piece)
+    async def gather(deltas: list[Delta]) -> None:
+        for delta in deltas:
+            _add(choices[delta.index], delta)
 
     await run_while_connected(generation.run(gather), receive)
     return Answer(
@@ -58,12 +58,12 @@ async def gather_answer(generation: Generation, receive: Receive) -> Answer:
     )
 
 
-def _add(choice: AnsweredChoice, piece: Piece) -> None:
-    choice.text += piece.text
-    choice.token_ids += piece.token_ids
-    if piece.logprobs is not None:
+def _add(choice: AnsweredChoice, delta: Delta) -> None:
+    choice.text += delta.text
+    choice.token_ids += delta.token_ids
+    if delta.logprobs is not None:
         choice.logprobs = choice.logprobs or Logprobs()
-        choice.logprobs.extend(piece.logprobs)
-    if piece.end is not None:
-        choice.finish_reason = piece.end.finish_reason
-        choice.stop_reason = piece.end.stop_reason
+        choice.logprobs.extend(delta.logprobs)
+    if delta.end is not None:
+        choice.finish_reason = delta.end.finish_reason
+        choice.stop_reason = delta.end.stop_reason

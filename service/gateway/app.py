@@ -18,6 +18,7 @@ from service.errors import MethodNotAllowed, NotFound, ServiceError
 from service.gateway.admission import Admission
 from service.gateway.auth import Authentication
 from service.gateway.key_ring import KeyRing
+from service.gateway.lifecycle import Lifecycle
 from service.gateway.middleware import RequestScope
 from service.gateway.models import ServedModel
 from service.gateway.responses import ErrorResponse
@@ -40,7 +41,7 @@ def create_app(
     clock: Callable[[], float] = time.time,
     rng: random.Random | None = None,
 ) -> FastAPI:
-    """Make the gateway. `app.state.admission.draining = True` refuses what is new and turns `/readyz` red.
+    """Make the gateway. Its server moves `app.state.lifecycle`; while draining, `/readyz` is red.
 
     Args:
         queue: Where requests go.
@@ -55,16 +56,18 @@ def create_app(
     served = {model.name: model for model in models}
     metrics = GatewayMetrics(registry or CollectorRegistry(), served)
     streams = Streams(queue, served)
+    lifecycle = Lifecycle()
     admission = Admission(
         queue,
         served,
         streams,
         metrics,
+        lifecycle,
         rng or random.SystemRandom(),
         wait_for_workers=settings.wait_for_workers,
     )
     app = FastAPI(title="minigpt", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    app.state.admission = admission
+    app.state.admission, app.state.lifecycle = admission, lifecycle
     routers = (
         generate_routes(admission, metrics, settings),
         stream_routes(streams, metrics, settings),

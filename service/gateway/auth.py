@@ -43,8 +43,8 @@ class Authentication:
 
 def _shown_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """Return what stands in `Authorization: Bearer …`, or else in `x-api-key`."""
-    told = dict(headers)
-    scheme, _, credentials = told.get(b"authorization", b"").partition(b" ")
+    by_name = dict(headers)
+    scheme, _, credentials = by_name.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer" and credentials.strip():
         return credentials.strip()
-    return told.get(b"x-api-key")
+    return by_name.get(b"x-api-key")

@@ -1,32 +1,32 @@
-"""One sequence of an answer: its tokens made text, from the place on where its reader stands."""
+"""One sequence of an answer: its tokens made text, from the position of its reader on."""
 
 import msgspec
 
 from service.detokenizer import TextStream
 from service.errors import Diverged
 from service.gateway.logprobs import Logprobs
-from service.gateway.places import START, Place
+from service.gateway.stream_position import START, StreamPosition
 from service.protocol import End, Request, Update
 from training.tokenizers.base import Tokenizer
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """What came of one choice since its last piece."""
+class Delta(msgspec.Struct, frozen=True):
+    """What came of one choice since its last delta."""
 
     index: int
     text: str
     token_ids: list[int]
     logprobs: Logprobs | None
     end: End | None
-    place: Place
+    position: StreamPosition
     """Where its reader stands now."""
 
 
 class Choice:
     """One sequence of an answer.
 
-    Its text up to a place is a function of the tokens up to there alone, so every reader that goes on after a place
-    reads what the first one did.
+    Its text up to a position depends only on the tokens up to there, so every reader that goes on after a position reads
+    what the first one did.
 
     Args:
         request: What the queue has of it.
@@ -35,7 +35,7 @@ class Choice:
         after: What its reader has already.
     """
 
-    def __init__(self, request: Request, index: int, tokenizer: Tokenizer, after: Place = START) -> None:
+    def __init__(self, request: Request, index: int, tokenizer: Tokenizer, after: StreamPosition = START) -> None:
         self.request = request
         self.after = after
         self.num_tokens = 0
@@ -49,8 +49,8 @@ class Choice:
         self._tells_prompt = request.params.prompt_logprobs and not self._is_resumed
         self._unsent_logprobs = self._first_logprobs()
 
-    def take(self, update: Update) -> Piece | None:
-        """Add `update`; return the piece that can be sent now, `None` while all its text is in doubt.
+    def take(self, update: Update) -> Delta | None:
+        """Add `update`; return the delta that can be sent now, `None` while all its text is in doubt.
 
         Raises:
             Diverged: these are not the tokens that its reader has a part of.
@@ -63,11 +63,13 @@ class Choice:
         text = self._read(update)
         if not text and update.end is None:
             return None
-        place = Place(self.num_tokens, update.end is not None)
-        piece = Piece(self._index, self._unsent_text + text, self._unsent_ids, self._unsent_logprobs, update.end, place)
+        position = StreamPosition(self.num_tokens, update.end is not None)
+        delta = Delta(
+            self._index, self._unsent_text + text, self._unsent_ids, self._unsent_logprobs, update.end, position
+        )
         self._unsent_text, self._unsent_ids = "", []
         self._unsent_logprobs = None if self._unsent_logprobs is None else Logprobs()
-        return piece
+        return delta
 
     def _read(self, update: Update) -> str:
         """Return the text that `update` settles and that the reader lacks; keep its ids and log-probabilities."""

@@ -6,8 +6,8 @@ from contextlib import suppress
 import msgspec
 
 from service.errors import DeadlinePassed, EngineFailure, Quarantined, Unavailable
-from service.gateway.choice import Choice, Piece
-from service.gateway.tally import Tally
+from service.gateway.answer_metrics import AnswerMetrics
+from service.gateway.choice import Choice, Delta
 from service.protocol import End, Update
 from service.queue.base import GatewayQueue
 
@@ -39,7 +39,7 @@ class Generation:
         answer_id: Of the answer.
         choices: Submitted already, at least one, all of one model and seed.
         queue: Where they are.
-        tally: Counts them; `None`: another does.
+        metrics: Counts them; `None`: another does.
         is_wanted: Tells whether they are wanted by more than this client: then its going away cancels nothing.
     """
 
@@ -48,7 +48,7 @@ class Generation:
         answer_id: str,
         choices: Sequence[Choice],
         queue: GatewayQueue,
-        tally: Tally | None = None,
+        metrics: AnswerMetrics | None = None,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         first = choices[0].request
@@ -59,11 +59,11 @@ class Generation:
         self.choices = choices
         self._by_id = {choice.request.id: choice for choice in choices}
         self._queue = queue
-        self._tally = tally
+        self._metrics = metrics
         self._is_wanted = is_wanted
 
-    async def run(self, deliver: Callable[[list[Piece]], Awaitable[None]]) -> None:
-        """Hand over what came, as it comes, the pieces of a choice in order; nothing is read while `deliver` waits.
+    async def run(self, deliver: Callable[[list[Delta]], Awaitable[None]]) -> None:
+        """Hand over what came, as it comes, the deltas of a choice in order; nothing is read while `deliver` waits.
 
         Raises:
             EngineFailure: a choice failed.
@@ -102,28 +102,28 @@ class Generation:
             tokens_per_s=round(num_tokens / decode_s, 1) if decode_s > 0 else 0.0,
         )
 
-    async def _follow(self, deliver: Callable[[list[Piece]], Awaitable[None]]) -> None:
+    async def _follow(self, deliver: Callable[[list[Delta]], Awaitable[None]]) -> None:
         async for updates in self._queue.watch(list(self._by_id)):
-            pieces = [piece for update in updates if (piece := self._take(update)) is not None]
-            if pieces:
-                await deliver(pieces)
+            deltas = [delta for update in updates if (delta := self._take(update)) is not None]
+            if deltas:
+                await deliver(deltas)
             for update in updates:
                 _raise_failure(update.end)
 
-    def _take(self, update: Update) -> Piece | None:
+    def _take(self, update: Update) -> Delta | None:
         choice = self._by_id[update.id]
-        piece = choice.take(update)
-        if self._tally is not None:
-            self._tally.take(choice, update)
-        return None if _is_failure(update.end) else piece
+        delta = choice.take(update)
+        if self._metrics is not None:
+            self._metrics.take(choice, update)
+        return None if _is_failure(update.end) else delta
 
     async def _cancel_rest(self) -> None:
         with suppress(Unavailable):  # it cannot be told; the deadline ends what goes on
             for choice in self.choices:
                 if choice.end is None:
                     await self._queue.cancel(choice.request.id)
-                    if self._tally is not None:
-                        self._tally.end(choice, End(finish_reason="abort"))
+                    if self._metrics is not None:
+                        self._metrics.end(choice, End(finish_reason="abort"))
 
 
 def _is_failure(end: End | None) -> bool:

@@ -50,16 +50,16 @@ class KeyRing:
 
     async def keep_fresh(self) -> None:
         """For ever: read the store again. While it cannot be read the former keys hold, which the log says once."""
-        told = ""
+        last_error = ""
         while True:
             await asyncio.sleep(READ_AGAIN_S)
             try:
                 self._learn(await asyncio.to_thread(self._store.read))
-                told = ""
+                last_error = ""
             except MinigptError as error:
-                if str(error) != told:
+                if str(error) != last_error:
                     logger.warning("%s; the API keys of before hold", error)
-                told = str(error)
+                last_error = str(error)
 
     def admit(self, shown: bytes | None) -> ApiKey:
         """Return the key that a client shows, and count the request.

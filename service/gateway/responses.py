@@ -14,8 +14,8 @@ _MAX_DISCARDED_BYTES = 16 * 2**20
 
 def envelope(error: ServiceError) -> bytes:
     """Return `{"error": {"message", "type", "param", "code"}}` as JSON."""
-    told = {"message": str(error), "type": error.type, "param": error.param, "code": error.code}
-    return msgspec.json.encode({"error": told})
+    detail = {"message": str(error), "type": error.type, "param": error.param, "code": error.code}
+    return msgspec.json.encode({"error": detail})
 
 
 def error_headers(error: ServiceError) -> dict[str, str]:

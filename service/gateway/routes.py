@@ -15,9 +15,9 @@ from service.gateway.admission import Admission, Caller
 from service.gateway.answer import gather_answer
 from service.gateway.connection import read_body
 from service.gateway.models import ServedModel
-from service.gateway.places import read_after
 from service.gateway.schemas import parse_generate
 from service.gateway.sse import EventStream
+from service.gateway.stream_position import read_after
 from service.gateway.streams import Streams
 from service.metrics import GatewayMetrics
 from service.protocol import QueueStats
@@ -39,8 +39,8 @@ def generate_routes(admission: Admission, metrics: GatewayMetrics, settings: Gat
         )
         generation = await admission.admit(body, caller)
         if body.background:
-            told = {"id": generation.id, "status": "queued", "stream": f"/streams/{generation.id}"}
-            return _json(told, status=202)
+            queued = {"id": generation.id, "status": "queued", "stream": f"/streams/{generation.id}"}
+            return _json(queued, status=202)
         if body.stream:
             return EventStream(generation, metrics, settings.ping_s)
         return _json(await gather_answer(generation, request.receive))

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.config import GatewaySettings
 from service.errors import BadRequest, ServiceError, Unavailable
-from service.gateway.admission import Admission
+from service.gateway.lifecycle import Lifecycle
 from service.gateway.responses import envelope, error_headers
 
 _MAX_HEADER_BYTES = 65_536
@@ -23,20 +23,21 @@ _log = logging.getLogger(__name__)
 class GatewayServer(uvicorn.Server):
     """A server that `drain` ends. Signals are for its caller to catch."""
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, drain_s: float, *, keeps_cut: bool) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_s: float, *, keeps_cut: bool) -> None:
         super().__init__(config)
         self._keeps_cut = keeps_cut
-        self._admission = admission
+        self._lifecycle = lifecycle
         self._drain_s = drain_s
 
     def drain(self) -> None:
         """End: what is new is refused, what runs has `drain_s`, then it is cut."""
-        self._admission.draining = True
+        self._lifecycle.drain()
         self.should_exit = True
 
     def cut(self) -> None:
         """Close every connection as it is: its client misses the end; its sequences are cancelled, or kept."""
-        self._admission.leaving = self._keeps_cut
+        if self._keeps_cut:
+            self._lifecycle.leave()
         if self.server_state.connections:
             _log.warning("cut %d connection(s) before the end of their answers", len(self.server_state.connections))
         for connection in list(self.server_state.connections):
@@ -76,7 +77,7 @@ def make_server(app: FastAPI, settings: GatewaySettings, *, keeps_cut: bool = Fa
         access_log=False,
         server_header=False,
     )
-    return GatewayServer(config, app.state.admission, settings.drain_s, keeps_cut=keeps_cut)
+    return GatewayServer(config, app.state.lifecycle, settings.drain_s, keeps_cut=keeps_cut)
 
 
 class GuardedProtocol(HttpToolsProtocol):

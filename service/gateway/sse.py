@@ -8,12 +8,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ServiceError
-from service.gateway.choice import Piece
+from service.gateway.choice import Delta
 from service.gateway.connection import run_while_connected
 from service.gateway.generation import Generation, Timings, Usage
 from service.gateway.logprobs import Logprobs
-from service.gateway.places import MAX_PLACES, write_places
 from service.gateway.responses import envelope
+from service.gateway.stream_position import MAX_POSITIONS, write_positions
 from service.metrics import GatewayMetrics
 from service.protocol import FinishReason
 
@@ -39,7 +39,7 @@ class Frame(msgspec.Struct):
 
 
 class EventStream(Response):
-    """Sends every piece of `generation` as it comes. A stream that was cut has no `[DONE]`.
+    """Sends every delta of `generation` as it comes. A stream that was cut has no `[DONE]`.
 
     Args:
         generation: Accepted; its own client's going away cancels it.
@@ -56,7 +56,7 @@ class EventStream(Response):
         self._ping_s = ping_s
         self._id_start = f"id: {generation.id}-"
         self._num_open = len(generation.choices)
-        self._places = [choice.after for choice in generation.choices]
+        self._positions = [choice.after for choice in generation.choices]
         self._last_events = b""
         self._silent = True
 
@@ -81,28 +81,28 @@ class EventStream(Response):
             pings.cancel()
         await self._write(self._last_events + _DONE, more=False)
 
-    async def _deliver(self, pieces: list[Piece]) -> None:
-        events = b"".join(map(self._event, pieces))
+    async def _deliver(self, deltas: list[Delta]) -> None:
+        events = b"".join(map(self._event, deltas))
         if self._num_open:
             await self._write(events)
         else:
             self._last_events = events
 
-    def _event(self, piece: Piece) -> bytes:
-        return b"%bdata: %b\n\n" % (self._event_id(piece), _encode(self._frame(piece)))
+    def _event(self, delta: Delta) -> bytes:
+        return b"%bdata: %b\n\n" % (self._event_id(delta), _encode(self._frame(delta)))
 
-    def _event_id(self, piece: Piece) -> bytes:
-        self._places[piece.index] = piece.place
-        if len(self._places) > MAX_PLACES:
+    def _event_id(self, delta: Delta) -> bytes:
+        self._positions[delta.index] = delta.position
+        if len(self._positions) > MAX_POSITIONS:
             return b""
-        return f"{self._id_start}{write_places(self._places)}\n".encode()
+        return f"{self._id_start}{write_positions(self._positions)}\n".encode()
 
-    def _frame(self, piece: Piece) -> Frame:
-        frame = Frame(self._generation.id, piece.index, piece.text, piece.token_ids, piece.logprobs)
-        if piece.end is not None:
+    def _frame(self, delta: Delta) -> Frame:
+        frame = Frame(self._generation.id, delta.index, delta.text, delta.token_ids, delta.logprobs)
+        if delta.end is not None:
             self._num_open -= 1
-            frame.finish_reason = piece.end.finish_reason
-            frame.stop_reason = piece.end.stop_reason
+            frame.finish_reason = delta.end.finish_reason
+            frame.stop_reason = delta.end.stop_reason
             if self._num_open == 0:
                 frame.seed = self._generation.seed
                 frame.usage = self._generation.usage()

@@ -7,7 +7,7 @@ from service.errors import BadRequest, NotFound
 from service.gateway.choice import Choice
 from service.gateway.generation import Generation
 from service.gateway.models import ServedModel
-from service.gateway.places import START, Place
+from service.gateway.stream_position import START, StreamPosition
 from service.protocol import Request
 from service.queue.base import GatewayQueue
 
@@ -26,7 +26,7 @@ class Streams:
         self._queue = queue
         self._models = models
 
-    async def join(self, answer_id: str, tenant: str, after: Sequence[Place] | None = None) -> Generation:
+    async def join(self, answer_id: str, tenant: str, after: Sequence[StreamPosition] | None = None) -> Generation:
         """Return the answer for one who reads along.
 
         Args:
@@ -36,15 +36,15 @@ class Streams:
 
         Raises:
             NotFound: there is none, it is another tenant's, or its model is not served here.
-            BadRequest: the answer never has this place.
+            BadRequest: the answer never has this position.
         """
         requests = await self._find(answer_id, tenant)
         model = self._model_of(requests[0])
-        places = [START] * len(requests) if after is None else after
-        _require_possible(places, requests)
+        positions = [START] * len(requests) if after is None else after
+        _require_possible(positions, requests)
         choices = [
-            Choice(request, index, model.tokenizer, place)
-            for index, (request, place) in enumerate(zip(requests, places, strict=True))
+            Choice(request, index, model.tokenizer, position)
+            for index, (request, position) in enumerate(zip(requests, positions, strict=True))
         ]
         return Generation(answer_id, choices, self._queue)
 
@@ -79,8 +79,10 @@ class Streams:
         return model
 
 
-def _require_possible(places: Sequence[Place], requests: Sequence[Request]) -> None:
-    if len(places) != len(requests):
-        raise BadRequest(f"this stream has {len(requests)} choice(s): the place to go on after names {len(places)}")
-    if any(place.num_tokens > request.params.max_tokens for place, request in zip(places, requests, strict=True)):
+def _require_possible(positions: Sequence[StreamPosition], requests: Sequence[Request]) -> None:
+    if len(positions) != len(requests):
+        raise BadRequest(f"this stream has {len(requests)} choice(s): the place to go on after names {len(positions)}")
+    if any(
+        position.num_tokens > request.params.max_tokens for position, request in zip(positions, requests, strict=True)
+    ):
         raise BadRequest(f"this stream has at most {requests[0].params.max_tokens} tokens in each choice")

@@ -1,1 +1,1 @@
-"""Requests on their way to a worker, and tokens on their way back: one contract, several homes."""
+"""Requests on their way to a worker, and tokens on their way back: one contract, two backends."""

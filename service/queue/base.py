@@ -1,4 +1,4 @@
-"""The queue's two faces. One contract, kept by every home (`local`, `redis`); tests/contracts holds it.
+"""The two interfaces of a queue, one contract for every backend (`local`, `redis`); tests/contracts holds them to it.
 
 What is promised: every accepted request reaches exactly one terminal state; no token is delivered twice, out of order,
 or contradicting what was delivered, through the death of any worker. The token log is the truth; a watcher reads it.
@@ -11,7 +11,7 @@ from service.protocol import Claim, DeadRequest, Emission, EmitStatus, Idempoten
 
 
 class GatewayQueue(Protocol):
-    """The gateway's face: asynchronous, inside its event loop. `Unavailable` from any method: it cannot be reached."""
+    """What the gateway calls, in its event loop. `Unavailable` from any method: the queue cannot be reached."""
 
     async def submit(self, requests: Sequence[Request], idempotency: Idempotency | None = None) -> list[str]:
         """Accept all of `requests`, one answer's, or none; the same id again is no error (a time-out may be retried).
@@ -55,7 +55,7 @@ class GatewayQueue(Protocol):
 
 
 class WorkerQueue(Protocol):
-    """The worker's face: blocking. One call at a time, but for `claim`, which may wait on a thread of its own.
+    """What a worker calls; every method blocks. One call at a time, but `claim` may wait on a thread of its own.
 
     `Unavailable` from any method: the queue is gone for good. A queue that may come back is waited for inside the
     call, with the same emission sent again, for as long as the lease can still hold.
@@ -72,7 +72,7 @@ class WorkerQueue(Protocol):
         """
 
     def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
-        """Take up to `max_requests`, in the order of `service.queue.fairness`; wait up to `wait_s` for the first."""
+        """Take up to `max_requests`, in the order of `service.queue.rules`; wait up to `wait_s` for the first."""
 
     def emit(self, emissions: Sequence[Emission]) -> list[EmitStatus]:
         """Append one step's tokens and ends, one status each; renews the lease.

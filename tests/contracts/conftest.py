@@ -1,4 +1,4 @@
-"""Every test of a contract runs in each home of the queue."""
+"""Every test of a contract runs in each backend of the queue."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,32 +7,37 @@ from typing import Any
 import pytest
 
 from service.config import QueueSettings
-from tests.contracts.home import Home
-from tests.contracts.homes import DirectHome, LinkHome, RedisHome
+from tests.contracts.backend import Backend
+from tests.contracts.backends import DirectBackend, RedisBackend, SocketBackend
 
-HOMES: dict[str, type[Home]] = {"local": DirectHome, "link": LinkHome, "redis": RedisHome, "valkey": RedisHome}
+BACKENDS: dict[str, type[Backend]] = {
+    "local": DirectBackend,
+    "socket": SocketBackend,
+    "redis": RedisBackend,
+    "valkey": RedisBackend,
+}
 
 
-@pytest.fixture(params=HOMES)
-def open_home(request):
-    """A function that opens this home with settings; the context manager closes it."""
+@pytest.fixture(params=BACKENDS)
+def open_backend(request):
+    """A function that opens this backend with settings; the context manager closes it."""
 
     @contextlib.contextmanager
-    def open_(**settings: Any) -> Iterator[Home]:
-        kind, options = HOMES[request.param], QueueSettings(**settings)
-        if kind is RedisHome:
-            home = RedisHome(options, request.getfixturevalue("redis_servers")(request.param))
+    def open_(**settings: Any) -> Iterator[Backend]:
+        kind, options = BACKENDS[request.param], QueueSettings(**settings)
+        if kind is RedisBackend:
+            backend = RedisBackend(options, request.getfixturevalue("redis_servers")(request.param))
         else:
-            home = kind(options)
+            backend = kind(options)
         try:
-            yield home
+            yield backend
         finally:
-            home.close()
+            backend.close()
 
     return open_
 
 
 @pytest.fixture
-def home(open_home):
-    with open_home() as home:
-        yield home
+def backend(open_backend):
+    with open_backend() as backend:
+        yield backend

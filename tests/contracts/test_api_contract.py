@@ -13,7 +13,7 @@ from service.errors import ServiceError
 from service.gateway.app import create_app
 from service.gateway.models import ServedModel
 from service.gateway.responses import ErrorResponse
-from service.queue.local import LocalQueue
+from service.queue.local.gateway import LocalQueue
 from training.tokenizers.char import CharTokenizer
 
 FIELDS = {
@@ -75,8 +75,8 @@ def test_the_description_has_every_route_and_the_body_of_generate():
 
 def test_the_description_tells_how_a_stream_is_resumed_and_cancelled():
     described = ask(make_app("tiny"), "GET", "/openapi.json").json()["paths"]["/streams/{answer_id}"]
-    told = {(parameter["in"], parameter["name"]) for parameter in described["get"]["parameters"]}
-    assert told == {("path", "answer_id"), ("header", "Last-Event-ID"), ("query", "starting_after")}
+    parameters = {(parameter["in"], parameter["name"]) for parameter in described["get"]["parameters"]}
+    assert parameters == {("path", "answer_id"), ("header", "Last-Event-ID"), ("query", "starting_after")}
     assert described["get"]["responses"].keys() == {"200", "400", "401", "404", "429", "503"}
     assert described["delete"]["responses"].keys() == {"204", "401", "404", "429", "503"}
 
@@ -91,8 +91,8 @@ def test_the_description_lets_stop_be_a_string_or_a_list():
 def test_an_error_is_told_with_its_status_type_code_and_headers(name):
     status, kind, code, should_retry = ERRORS[name]
     answer = ErrorResponse(getattr(service.errors, name)("why", param="field", retry_after_s=1.2))
-    told = {"message": "why", "type": kind, "param": "field", "code": code}
-    assert (answer.status_code, json.loads(answer.body)) == (status, {"error": told})
+    detail = {"message": "why", "type": kind, "param": "field", "code": code}
+    assert (answer.status_code, json.loads(answer.body)) == (status, {"error": detail})
     assert answer.headers["retry-after"] == "2"
     assert answer.headers["retry-after-ms"] == "1200"
     assert answer.headers.get("x-should-retry") == should_retry

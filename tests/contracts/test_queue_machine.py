@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 
 from service.errors import BadRequest, QueueFull
 from service.protocol import Emission, EmitStatus, End, Idempotency, Request
-from service.queue.fairness import FairLine, next_of
-from service.queue.quarantine import CLEARED_AFTER
+from service.queue.local.fair_line import FairLine, next_of
+from service.queue.local.suspects import CLEARED_AFTER
 
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
 STOP = End(finish_reason="stop")
@@ -31,7 +31,7 @@ KEYS = st.one_of(
     *[st.none()] * 4, st.builds(Idempotency, key=st.sampled_from(["k", "l"]), digest=st.sampled_from(["d", "e"]))
 )
 MAX_ATTEMPTS, LEASE_S, MAX_AGE_S, MAX_WAITING, MAX_OF_TENANT = 3, 1000.0, 4000.0, 16, 9
-NUM_EXAMPLES = {"local": 40, "link": 40, "redis": 40, "valkey": 10}
+NUM_EXAMPLES = {"local": 40, "socket": 40, "redis": 40, "valkey": 10}
 """Few where what runs is the library that ran in Redis."""
 SETTINGS = settings(
     stateful_step_count=50,
@@ -77,10 +77,10 @@ class Model:
 
 
 class Machine(RuleBasedStateMachine):
-    def __init__(self, open_home, make_request):
+    def __init__(self, open_backend, make_request):
         super().__init__()
         self.make_request = make_request
-        self._opened = open_home(
+        self._opened = open_backend(
             max_attempts=MAX_ATTEMPTS,
             lease_s=LEASE_S,
             max_age_s=MAX_AGE_S,
@@ -88,7 +88,7 @@ class Machine(RuleBasedStateMachine):
             max_queue_depth=MAX_WAITING,
             max_tenant_depth=MAX_OF_TENANT,
         )
-        self.home = self._opened.__enter__()
+        self.backend = self._opened.__enter__()
         self.now = 0.0
         self.models: dict[str, Model] = {}
         self.lines: dict[tuple[str, str], FairLine[Model]] = {}
@@ -129,22 +129,22 @@ class Machine(RuleBasedStateMachine):
         waiting = [model for model in self.models.values() if model.waits]
         own = sum(model.tenant == tenant for model in waiting)
         if digest is not None and digest == key.digest:
-            assert self.home.submit(*requests, idempotency=key) == first
+            assert self.backend.submit(*requests, idempotency=key) == first
         elif digest is not None:
             with pytest.raises(BadRequest):
-                self.home.submit(*requests, idempotency=key)
+                self.backend.submit(*requests, idempotency=key)
         elif len(waiting) + num_choices > MAX_WAITING or own + num_choices > MAX_OF_TENANT:
             with pytest.raises(QueueFull):
-                self.home.submit(*requests, idempotency=key)
+                self.backend.submit(*requests, idempotency=key)
         else:
             ids = [request.id for request in requests]
-            assert self.home.submit(*requests, idempotency=key) == ids
+            assert self.backend.submit(*requests, idempotency=key) == ids
             if key is not None:
                 self.joined[tenant, key.key] = key.digest, ids
             for request in requests:
                 self.models[request.id] = Model(request, self.now, len(self.models))
                 self.let_wait(self.models[request.id])
-                self.watchers[request.id] = self.home.watch(request.id)
+                self.watchers[request.id] = self.backend.watch(request.id)
 
     @rule(sent=st.lists(st.tuples(TENANTS, PRIORITIES, st.sampled_from([5, 47])), min_size=2, max_size=6))
     def submit_many(self, sent):
@@ -155,10 +155,10 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def submit_again_and_find(self, pick):
         request = self.pick(list(self.models.values()), pick).request
-        assert self.home.submit(request) == [request.id]
+        assert self.backend.submit(request) == [request.id]
         answer_id = request.id.rpartition("-")[0]
         models = [self.models[f"{answer_id}-{k}"] for k in range(request.num_choices)]
-        assert self.home.find(answer_id) == [
+        assert self.backend.find(answer_id) == [
             msgspec.structs.replace(model.request, token_ids=()) if model in self.dead else model.request
             for model in models
         ]
@@ -167,7 +167,7 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def cancel(self, pick):
         model = self.pick(list(self.models.values()), pick)
-        self.home.cancel(model.request.id)
+        self.backend.cancel(model.request.id)
         if model.finish_reason is None:
             model.cancelled = True
             if model.waits:
@@ -186,7 +186,7 @@ class Machine(RuleBasedStateMachine):
     @rule(names=MODELS, pick=PICK)
     def start_worker(self, names, pick):
         again = self.unregistered and pick % 2
-        worker = self.unregistered.pop(pick % len(self.unregistered)) if again else self.home.connect()
+        worker = self.unregistered.pop(pick % len(self.unregistered)) if again else self.backend.connect()
         worker.register(dict.fromkeys(names, "r1"))
         self.workers[worker] = names
 
@@ -267,14 +267,14 @@ class Machine(RuleBasedStateMachine):
         getattr(self, way)(self.pick(list(self.workers), pick))
 
     def die(self, worker):
-        self.home.kill(worker)
+        self.backend.kill(worker)
         self.drop(worker, died=True)
         self.claims = [(holder, claim) for holder, claim in self.claims if holder is not worker]
 
     def fall_silent(self, silent):
         for worker in self.workers:
             assert worker.renew()
-        self.home.pass_time(LEASE_S / 2)
+        self.backend.pass_time(LEASE_S / 2)
         self.now += LEASE_S / 2
         for worker in self.workers:
             assert worker is silent or worker.renew()
@@ -303,7 +303,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self):
-        stats = self.home.stats()
+        stats = self.backend.stats()
         waiting = [model for model in self.models.values() if model.waits]
         assert stats.running == sum(model.holder is not None for model in self.models.values())
         assert stats.waiting == len(waiting)
@@ -315,7 +315,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_dead_are_those_with_whom_too_many_died(self):
-        dead = [(dead.id, dead.tenant, dead.attempts) for dead in self.home.dead()]
+        dead = [(dead.id, dead.tenant, dead.attempts) for dead in self.backend.dead()]
         assert dead == [(model.request.id, model.tenant, MAX_ATTEMPTS) for model in reversed(self.dead)]
 
     @invariant()
@@ -336,15 +336,15 @@ class Machine(RuleBasedStateMachine):
     def finish_everything(self):
         for worker in list(self.workers):
             worker.release()
-        worker = self.home.worker({"tiny": "r1", "big": "r1"})
-        while self.home.stats().waiting:
+        worker = self.backend.worker({"tiny": "r1", "big": "r1"})
+        while self.backend.stats().waiting:
             claims = worker.claim(1000, 0)
             assert claims
             for claim in claims:
                 self.send(worker, claim, len(claim.token_ids), (), STOP)
         for watcher in self.watchers.values():
             watcher.to_end()
-        assert self.home.stats().running == 0
+        assert self.backend.stats().running == 0
 
     # The model's own moves
 
@@ -407,9 +407,9 @@ class Machine(RuleBasedStateMachine):
         model.finish_reason, model.holder = finish_reason, None
 
     def let_pass(self, seconds):
-        self.home.pass_time(seconds)
+        self.backend.pass_time(seconds)
         self.now += seconds
-        self.home.reap()
+        self.backend.reap()
         for model in self.models.values():
             if model.waits and self.called_off(model):
                 self.wait_no_longer(model)
@@ -441,7 +441,7 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
-def test_any_order_of_verbs_keeps_the_promises(open_home, make_request, request):
-    num_examples = NUM_EXAMPLES[request.node.callspec.params["open_home"]]
+def test_any_order_of_verbs_keeps_the_promises(open_backend, make_request, request):
+    num_examples = NUM_EXAMPLES[request.node.callspec.params["open_backend"]]
     chosen = settings(SETTINGS, max_examples=num_examples)
-    run_state_machine_as_test(lambda: Machine(open_home, make_request), settings=chosen)
+    run_state_machine_as_test(lambda: Machine(open_backend, make_request), settings=chosen)

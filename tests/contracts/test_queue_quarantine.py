@@ -1,12 +1,12 @@
-"""What every home does about a request that kills its workers: few others suffer, and it alone is given up."""
+"""What every backend does about a request that kills its workers: few others suffer, and it alone is given up."""
 
 import threading
 
 import pytest
 
 from service.protocol import DeadRequest, EmitStatus, End
-from service.queue.quarantine import CLEARED_AFTER
-from tests.contracts.home import emission
+from service.queue.local.suspects import CLEARED_AFTER
+from tests.contracts.backend import emission
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
@@ -22,39 +22,39 @@ def finish(worker, claims):
 
 @pytest.fixture
 def submit(make_request):
-    def submit(home, text, **fields):
+    def submit(backend, text, **fields):
         for request_id in text.split():
-            home.submit(make_request(request_id, **fields))
+            backend.submit(make_request(request_id, **fields))
 
     return submit
 
 
-def let_die(home, text, *, deaths=1):
+def let_die(backend, text, *, deaths=1):
     """Let so many workers die with exactly these requests, in turn the only ones that wait."""
     for _ in range(deaths):
         workers = []
         while missing := set(text.split()) - {i for _, claimed in workers for i in claimed}:
-            worker = home.worker()
+            worker = backend.worker()
             workers.append((worker, ids(worker.claim(99, 0))))
             assert set(workers[-1][1]) & missing
         for worker, _ in workers:
-            home.kill(worker)
+            backend.kill(worker)
 
 
-def test_what_a_worker_died_with_is_spread_before_ordinary_ones_at_most_a_quarter_each(home, submit):
-    submit(home, "s1 s2 s3 s4")
-    let_die(home, "s1 s2 s3 s4")
-    submit(home, "o1 o2 o3 o4 o5 o6 o7 o8 o9")
-    first, second = home.worker(), home.worker()
+def test_what_a_worker_died_with_is_spread_before_ordinary_ones_at_most_a_quarter_each(backend, submit):
+    submit(backend, "s1 s2 s3 s4")
+    let_die(backend, "s1 s2 s3 s4")
+    submit(backend, "o1 o2 o3 o4 o5 o6 o7 o8 o9")
+    first, second = backend.worker(), backend.worker()
     assert ids(first.claim(8, 0)) == ["s1", "s2", "o1", "o2", "o3", "o4", "o5", "o6"]
     assert ids(second.claim(3, 0)) == ["s3", "o7", "o8"]
     assert ids(first.claim(8, 0)) == ["s4", "o9"]
 
 
-def test_the_quota_counts_what_is_held_and_grows_back_as_suspects_end(home, submit):
-    submit(home, "s1 s2 s3")
-    let_die(home, "s1 s2 s3")
-    worker = home.worker()
+def test_the_quota_counts_what_is_held_and_grows_back_as_suspects_end(backend, submit):
+    submit(backend, "s1 s2 s3")
+    let_die(backend, "s1 s2 s3")
+    worker = backend.worker()
     [held] = worker.claim(3, 0)
     assert held.request.id == "s1"
     assert worker.claim(6, 0) == []
@@ -64,39 +64,39 @@ def test_the_quota_counts_what_is_held_and_grows_back_as_suspects_end(home, subm
     assert ids(worker.claim(7, 0)) == ["s3"]
 
 
-def test_suspects_go_to_workers_of_their_model_alone_whatever_their_priority(home, submit):
-    submit(home, "old", priority="bulk")
-    submit(home, "young", priority="high")
-    submit(home, "other", model="big")
-    doomed = home.worker({"tiny": "r1", "big": "r1"})
+def test_suspects_go_to_workers_of_their_model_alone_whatever_their_priority(backend, submit):
+    submit(backend, "old", priority="bulk")
+    submit(backend, "young", priority="high")
+    submit(backend, "other", model="big")
+    doomed = backend.worker({"tiny": "r1", "big": "r1"})
     assert len(doomed.claim(9, 0)) == 3
-    home.kill(doomed)
-    assert ids(home.worker().claim(8, 0)) == ["old", "young"]
-    assert ids(home.worker({"big": "r1"}).claim(8, 0)) == ["other"]
+    backend.kill(doomed)
+    assert ids(backend.worker().claim(8, 0)) == ["old", "young"]
+    assert ids(backend.worker({"big": "r1"}).claim(8, 0)) == ["other"]
 
 
-def test_a_last_chance_is_taken_alone_and_nothing_beside_it(home, submit):
-    submit(home, "last")
-    let_die(home, "last", deaths=2)
-    submit(home, "o1 o2")
-    worker = home.worker()
+def test_a_last_chance_is_taken_alone_and_nothing_beside_it(backend, submit):
+    submit(backend, "last")
+    let_die(backend, "last", deaths=2)
+    submit(backend, "o1 o2")
+    worker = backend.worker()
     [claim] = worker.claim(8, 0)
     assert claim.request.id == "last"
     assert worker.claim(8, 0) == []
     assert worker.emit([emission(claim, 1)]) == [OK]
     assert worker.claim(8, 0) == []
-    assert ids(home.worker().claim(1, 0)) == ["o1"]
+    assert ids(backend.worker().claim(1, 0)) == ["o1"]
     assert worker.emit([emission(claim, end=STOP, base=1)]) == [OK]
     assert ids(worker.claim(8, 0)) == ["o2"]
 
 
-def test_the_first_that_asks_empties_itself_for_a_last_chance_and_others_work_on(home, submit):
-    first, second = home.worker(), home.worker()
-    submit(home, "o1 o2")
+def test_the_first_that_asks_empties_itself_for_a_last_chance_and_others_work_on(backend, submit):
+    first, second = backend.worker(), backend.worker()
+    submit(backend, "o1 o2")
     held = first.claim(2, 0)
-    submit(home, "last")
-    let_die(home, "last", deaths=2)
-    submit(home, "o3 o4")
+    submit(backend, "last")
+    let_die(backend, "last", deaths=2)
+    submit(backend, "o3 o4")
     assert first.claim(8, 0) == []
     assert ids(second.claim(1, 0)) == ["o3"]
     finish(first, held[:1])
@@ -106,37 +106,37 @@ def test_the_first_that_asks_empties_itself_for_a_last_chance_and_others_work_on
     assert ids(second.claim(8, 0)) == ["o4"]
 
 
-def test_last_chances_wait_for_one_worker_at_a_time(home, submit):
-    first, second = home.worker(), home.worker()
-    submit(home, "o1")
+def test_last_chances_wait_for_one_worker_at_a_time(backend, submit):
+    first, second = backend.worker(), backend.worker()
+    submit(backend, "o1")
     held = first.claim(1, 0)
-    submit(home, "l1 l2")
-    let_die(home, "l1 l2", deaths=2)
-    submit(home, "o2 o3")
+    submit(backend, "l1 l2")
+    let_die(backend, "l1 l2", deaths=2)
+    submit(backend, "o2 o3")
     assert first.claim(8, 0) == []
     assert ids(second.claim(1, 0)) == ["o2"]
     finish(first, held)
     assert ids(first.claim(8, 0)) == ["l1"]
     assert second.claim(8, 0) == []
-    assert ids(home.worker().claim(8, 0)) == ["o3"]
+    assert ids(backend.worker().claim(8, 0)) == ["o3"]
 
 
 @pytest.mark.parametrize("way", ["death", "silence", "retirement", "release", "registration"])
-def test_another_is_reserved_when_the_first_is_gone(home, submit, way):
-    first, second = home.worker(), home.worker()
-    submit(home, "o1 o2")
+def test_another_is_reserved_when_the_first_is_gone(backend, submit, way):
+    first, second = backend.worker(), backend.worker()
+    submit(backend, "o1 o2")
     first.claim(1, 0)
     held = second.claim(1, 0)
-    submit(home, "last")
-    let_die(home, "last", deaths=2)
+    submit(backend, "last")
+    let_die(backend, "last", deaths=2)
     assert first.claim(8, 0) == []
     if way == "death":
-        home.kill(first)
+        backend.kill(first)
     elif way == "silence":
-        home.pass_time(home.settings.lease_s * 0.6)
+        backend.pass_time(backend.settings.lease_s * 0.6)
         second.renew()
-        home.pass_time(home.settings.lease_s * 0.6)
-        home.reap()
+        backend.pass_time(backend.settings.lease_s * 0.6)
+        backend.reap()
     elif way == "registration":
         first.register({"tiny": "r1"})
     else:
@@ -146,80 +146,80 @@ def test_another_is_reserved_when_the_first_is_gone(home, submit, way):
     assert ids(second.claim(8, 0)) == ["last"]
 
 
-def test_nobody_is_reserved_for_a_last_chance_that_has_ended(home, submit):
-    first, second = home.worker(), home.worker()
-    submit(home, "o1")
+def test_nobody_is_reserved_for_a_last_chance_that_has_ended(backend, submit):
+    first, second = backend.worker(), backend.worker()
+    submit(backend, "o1")
     first.claim(1, 0)
-    submit(home, "l1")
-    let_die(home, "l1", deaths=2)
+    submit(backend, "l1")
+    let_die(backend, "l1", deaths=2)
     assert first.claim(8, 0) == []
-    home.cancel("l1")
-    submit(home, "l2")
-    let_die(home, "l2", deaths=2)
+    backend.cancel("l1")
+    submit(backend, "l2")
+    let_die(backend, "l2", deaths=2)
     assert ids(second.claim(8, 0)) == ["l2"]
 
 
-def test_a_batch_with_one_that_kills_loses_that_one_alone(home, submit):
+def test_a_batch_with_one_that_kills_loses_that_one_alone(backend, submit):
     text = "i1 i2 i3 poison i4 i5 i6 i7"
-    submit(home, text)
-    watchers = {request_id: home.watch(request_id) for request_id in text.split()}
+    submit(backend, text)
+    watchers = {request_id: backend.watch(request_id) for request_id in text.split()}
     deaths = 0
-    while (stats := home.stats()).waiting or stats.running:
-        workers = [home.worker() for _ in range(3)]
+    while (stats := backend.stats()).waiting or stats.running:
+        workers = [backend.worker() for _ in range(3)]
         for worker in workers:
             claims = worker.claim(8, 0)
             if "poison" in ids(claims):
-                home.kill(worker)
+                backend.kill(worker)
                 deaths += 1
             else:
                 finish(worker, claims)
                 worker.release()
-    assert deaths == home.settings.max_attempts
+    assert deaths == backend.settings.max_attempts
     ends = {request_id: watcher.to_end().end for request_id, watcher in watchers.items()}
     assert [request_id for request_id, end in ends.items() if end != STOP] == ["poison"]
     assert (ends["poison"].finish_reason, ends["poison"].quarantined) == ("error", True)
-    assert home.stats().quarantined == 1
+    assert backend.stats().quarantined == 1
 
 
-def test_of_the_dead_is_kept_who_they_were_but_no_prompt(home, make_request):
+def test_of_the_dead_is_kept_who_they_were_but_no_prompt(backend, make_request):
     for name in ("p", "q"):
-        home.submit(make_request(f"{name}-0", tenant="t"))
-        let_die(home, f"{name}-0", deaths=3)
-        home.pass_time(10)
-    youngest, oldest = home.dead()
+        backend.submit(make_request(f"{name}-0", tenant="t"))
+        let_die(backend, f"{name}-0", deaths=3)
+        backend.pass_time(10)
+    youngest, oldest = backend.dead()
     expected = DeadRequest(id="p-0", tenant="t", model="tiny", revision="r1", attempts=3, ended=oldest.ended)
     assert oldest == expected
     assert youngest.id == "q-0"
     assert youngest.ended - oldest.ended == pytest.approx(10, abs=5)
-    assert [request.token_ids for request in home.find("p")] == [()]
+    assert [request.token_ids for request in backend.find("p")] == [()]
 
 
-def test_who_dies_with_the_only_attempt_leaves_no_suspect(open_home, submit):
-    with open_home(max_attempts=1) as home:
-        submit(home, "a b")
-        let_die(home, "a b")
-        assert {request.id for request in home.dead()} == {"a", "b"}
-        assert home.stats().waiting == 0
+def test_who_dies_with_the_only_attempt_leaves_no_suspect(open_backend, submit):
+    with open_backend(max_attempts=1) as backend:
+        submit(backend, "a b")
+        let_die(backend, "a b")
+        assert {request.id for request in backend.dead()} == {"a", "b"}
+        assert backend.stats().waiting == 0
 
 
-def test_of_two_attempts_the_second_is_the_last_chance(open_home, submit):
-    with open_home(max_attempts=2) as home:
-        submit(home, "a b")
-        let_die(home, "a b")
-        worker = home.worker()
+def test_of_two_attempts_the_second_is_the_last_chance(open_backend, submit):
+    with open_backend(max_attempts=2) as backend:
+        submit(backend, "a b")
+        let_die(backend, "a b")
+        worker = backend.worker()
         assert ids(worker.claim(8, 0)) == ["a"]
         assert worker.claim(8, 0) == []
 
 
-def test_neither_silence_nor_a_gap_nor_a_hand_over_is_held_against_a_request(open_home, submit):
-    with open_home(max_attempts=1) as home:
-        submit(home, "a b")
-        worker = home.worker()
+def test_neither_silence_nor_a_gap_nor_a_hand_over_is_held_against_a_request(open_backend, submit):
+    with open_backend(max_attempts=1) as backend:
+        submit(backend, "a b")
+        worker = backend.worker()
         for num_hand_overs in range(3):
             claims = worker.claim(8, 0)
             assert ids(claims) == ["a", "b"]
-            home.pass_time(home.settings.lease_s)
-            home.reap()
+            backend.pass_time(backend.settings.lease_s)
+            backend.reap()
             assert worker.emit([emission(claims[0], 1)]) == [FENCED]
             worker.register({"tiny": "r1"})
             claims = worker.claim(8, 0)
@@ -228,18 +228,18 @@ def test_neither_silence_nor_a_gap_nor_a_hand_over_is_held_against_a_request(ope
             assert worker.emit([gap]) == [GAP]
             worker.release()
             worker.register({"tiny": "r1"})
-        assert home.dead() == []
+        assert backend.dead() == []
 
 
-def test_one_that_lost_its_lease_registers_again_and_starts_with_nothing(home, submit):
-    submit(home, "a b")
-    worker = home.worker()
+def test_one_that_lost_its_lease_registers_again_and_starts_with_nothing(backend, submit):
+    submit(backend, "a b")
+    worker = backend.worker()
     [claim] = worker.claim(1, 0)
-    home.pass_time(home.settings.lease_s)
-    home.reap()
-    assert (home.stats().running, home.stats().workers) == (0, 0)
+    backend.pass_time(backend.settings.lease_s)
+    backend.reap()
+    assert (backend.stats().running, backend.stats().workers) == (0, 0)
     worker.register({"tiny": "r1"})
-    assert (home.stats().running, home.stats().workers) == (0, 1)
+    assert (backend.stats().running, backend.stats().workers) == (0, 1)
     assert worker.renew()
     assert worker.emit([emission(claim, 1)]) == [FENCED]
     again = worker.claim(8, 0)
@@ -247,12 +247,12 @@ def test_one_that_lost_its_lease_registers_again_and_starts_with_nothing(home, s
     finish(worker, again)
 
 
-def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(home, submit):
-    submit(home, "last")
-    let_die(home, "last", deaths=2)
-    worker, later = home.worker(), []
+def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(backend, submit):
+    submit(backend, "last")
+    let_die(backend, "last", deaths=2)
+    worker, later = backend.worker(), []
     claims = worker.claim(8, 0)
-    submit(home, "o1")
+    submit(backend, "o1")
     thread = threading.Thread(target=lambda: later.extend(worker.claim(8, 20.0)))
     thread.start()
     finish(worker, claims)
@@ -260,18 +260,18 @@ def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(home, submit
     assert ids(later) == ["o1"]
 
 
-def test_a_suspect_that_goes_on_for_long_is_none_any_more(home, submit):
-    submit(home, "s1 s2")
-    let_die(home, "s1 s2", deaths=2)
-    submit(home, "o")
-    worker = home.worker()
+def test_a_suspect_that_goes_on_for_long_is_none_any_more(backend, submit):
+    submit(backend, "s1 s2")
+    let_die(backend, "s1 s2", deaths=2)
+    submit(backend, "o")
+    worker = backend.worker()
     [claim] = worker.claim(8, 0)
     assert worker.emit([emission(claim, *range(CLEARED_AFTER - 1))]) == [OK]
     assert worker.claim(8, 0) == []
     assert worker.emit([emission(claim, 1, base=CLEARED_AFTER - 1)]) == [OK]
-    other = home.worker()
+    other = backend.worker()
     assert ids(other.claim(8, 0)) == ["s2"]
     assert ids(worker.claim(8, 0)) == ["o"]
-    home.kill(worker)
-    heir = home.worker()
+    backend.kill(worker)
+    heir = backend.worker()
     assert ids(heir.claim(8, 0)) == ["s1", "o"]

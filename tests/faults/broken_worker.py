@@ -30,8 +30,8 @@ class BrokenEngine(PacedEngine):
         super().__init__(engine)
         self._left: dict[str, int] = {}
         self._seeds: dict[str, int] = {}
-        self._run = engine._runner.run
-        engine._runner = self
+        self._run = engine.backend.runner.run
+        engine.backend = engine.backend._replace(runner=self)
 
     def add(self, claim: Claim) -> None:
         seed = claim.request.params.seed
@@ -49,10 +49,10 @@ class BrokenEngine(PacedEngine):
                     fail(self._seeds[output.id])
         return outputs
 
-    def run(self, works: Any) -> Any:
+    def run(self, chunks: Any) -> Any:
         """Do what the engine's runner does; spoil what is to be spoilt."""
-        logits = self._run(works).clone()
-        rows = [work.sequence.id for work in works for _ in range(work.num_logits)]
+        logits = self._run(chunks).clone()
+        rows = [chunk.sequence.id for chunk in chunks for _ in range(chunk.num_logits)]
         for row, id_ in enumerate(rows):
             if self._seeds.get(id_) == NOT_FINITE and self._left[id_] <= 1:
                 logits[row] = float("nan")

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from service.config import EngineSettings
-from service.engine.cuda_graphs import GraphRunner
+from service.engine.backends.cuda_graphs import GraphRunner
+from service.engine.backends.flash import FlashState, try_attention
+from service.engine.backends.paged_kv import FLASH_PAGE_SIZE, PagedState
+from service.engine.backends.torch_paged import TorchRunner
 from service.engine.engine import Engine
-from service.engine.flash import FlashState, try_attention
 from service.engine.loading import make_engine
-from service.engine.paged_kv import FLASH_PAGE_SIZE, PagedState
-from service.engine.runner import ModelRunner
-from service.engine.scheduler import Work
+from service.engine.scheduler import ScheduledChunk
 from service.engine.sequence import Sequence
 from service.protocol import Claim, Request, SamplingParams
 from training.models.base import KVSpec
@@ -77,21 +77,21 @@ def test_greedy_text_equals_the_uncached_decoder(gpt: GPT, tokenizer: CharTokeni
 def test_graphs_give_the_logits_of_the_plain_runner(
     gpt: GPT, tokenizer: CharTokenizer, engine_of: MakeEngine, kind: str
 ) -> None:
-    runner = engine_of(gpt, kind)._runner
+    runner = engine_of(gpt, kind).backend.runner
     assert isinstance(runner, GraphRunner)
-    plain = ModelRunner(gpt, runner._kv, PagedState)
+    plain = TorchRunner(gpt, runner._kv, PagedState)
     per_sequence = -(-64 // runner._kv.page_size)
-    works = []
+    chunks = []
     for row, prompt in enumerate(PROMPTS):
         sequence = Sequence(claim("a", [*prompt, 3]), tokenizer, 0.0)
         sequence.page_table += range(row * per_sequence, (row + 1) * per_sequence)
-        plain.run([Work(sequence, len(prompt))])
+        plain.run([ScheduledChunk(sequence, len(prompt))])
         sequence.num_computed_tokens = len(prompt)
-        works.append(Work(sequence, 1))
-    for count in range(1, len(works) + 1):
-        expected = plain.run(works[:count])
+        chunks.append(ScheduledChunk(sequence, 1))
+    for count in range(1, len(chunks) + 1):
+        expected = plain.run(chunks[:count])
         tolerance = 1e-4 if kind.startswith("fp32") else 0.05 * expected.std().item()
-        torch.testing.assert_close(runner.run(works[:count]), expected, rtol=0, atol=tolerance)
+        torch.testing.assert_close(runner.run(chunks[:count]), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,14 +14,14 @@ def stream(server, **body) -> list[dict]:
 
 def test_what_is_told_of_generated_tokens_is_told_of_the_same_tokens_as_a_prompt(server, tokenizer):
     made = server.generate(prompt="once upon", max_tokens=30, seed=3, temperature=1.2, logprobs=4)["choices"][0]
-    told = made["logprobs"]
-    assert told["token_ids"] == made["token_ids"]
+    logprobs = made["logprobs"]
+    assert logprobs["token_ids"] == made["token_ids"]
     whole = [*tokenizer.encode("once upon"), *made["token_ids"]]
     scored = server.generate(token_ids=whole, max_tokens=0, echo=True, logprobs=4)["choices"][0]
     assert (scored["token_ids"], scored["finish_reason"]) == ([], "length")
     assert scored["logprobs"]["token_ids"] == whole
     assert scored["logprobs"]["token_logprobs"][0] is scored["logprobs"]["top_logprobs"][0] is None
-    assert scored["logprobs"]["token_logprobs"][9:] == pytest.approx(told["token_logprobs"], abs=1e-4)
+    assert scored["logprobs"]["token_logprobs"][9:] == pytest.approx(logprobs["token_logprobs"], abs=1e-4)
     for chosen, top in zip(
         scored["logprobs"]["token_logprobs"][1:], scored["logprobs"]["top_logprobs"][1:], strict=True
     ):

@@ -71,10 +71,10 @@ def test_the_same_seed_has_the_same_text_beside_strangers(families, body, model)
 def test_choices_log_probabilities_and_grammars_are_those_of_the_api(families, tokenizer):
     made = families.generate(model="lstm", prompt="once upon", n=3, seed=1, max_tokens=9, temperature=1.5, logprobs=2)
     assert len({choice["text"] for choice in made["choices"]}) == 3
-    told = made["choices"][1]["logprobs"]
+    logprobs = made["choices"][1]["logprobs"]
     whole = [*tokenizer.encode("once upon"), *made["choices"][1]["token_ids"]]
     scored = families.generate(model="lstm", token_ids=whole, max_tokens=0, echo=True, logprobs=2)["choices"][0]
-    assert scored["logprobs"]["token_logprobs"][9:] == pytest.approx(told["token_logprobs"], abs=1e-4)
+    assert scored["logprobs"]["token_logprobs"][9:] == pytest.approx(logprobs["token_logprobs"], abs=1e-4)
     matched = families.generate(model="lstm", prompt="once", regex="([a-f]{3} ){2,4}\\.", seed=5, max_tokens=60)
     assert re.fullmatch("([a-f]{3} ){2,4}\\.", matched["choices"][0]["text"])
 

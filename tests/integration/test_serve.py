@@ -168,7 +168,7 @@ def test_what_computes_is_told(server):
     assert line.endswith(" 1.0")
     assert f'kernels="{kernels}"' in line
     assert f'dtype="{"fp32" if kernels == "torch" else "int8"}"' in line
-    assert f'exact="{str(kernels != "torch").lower()}"' in line
+    assert f'batch_invariant="{str(kernels != "torch").lower()}"' in line
     assert f"{kernels} kernels in " in server.log.read_text()
     shown = subprocess.run(
         [sys.executable, "-m", "service", "serve", "--help"], capture_output=True, text=True, check=True

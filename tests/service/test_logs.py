@@ -12,7 +12,9 @@ PROMPT = "the secret prompt"
 
 
 def make_record(message: str, *args: object, **extra: object) -> logging.LogRecord:
-    record = logging.makeLogRecord({"name": "service.worker", "levelno": logging.WARNING, "levelname": "WARNING"})
+    record = logging.makeLogRecord(
+        {"name": "service.worker.worker", "levelno": logging.WARNING, "levelname": "WARNING"}
+    )
     record.msg, record.args, record.created = message, args, 1_700_000_000.5
     record.__dict__.update(extra)
     return record
@@ -30,7 +32,7 @@ def test_json_is_one_object_with_the_ids_and_nothing_else():
     assert json.loads(line) == {
         "time": "2023-11-14T22:13:20.500000+00:00",
         "level": "warning",
-        "logger": "service.worker",
+        "logger": "service.worker.worker",
         "message": 'said "no"\n',
         "request_id": "r1",
     }
@@ -39,7 +41,7 @@ def test_json_is_one_object_with_the_ids_and_nothing_else():
 
 def test_a_plain_line_reads_well():
     line = PlainFormatter().format(make_record("dropped: %s", "cancel", request_id="r1"))
-    assert line.endswith(" warning service.worker: dropped: cancel request_id=r1")
+    assert line.endswith(" warning service.worker.worker: dropped: cancel request_id=r1")
 
 
 @pytest.mark.parametrize("formatter", [PlainFormatter(), JsonFormatter()])

@@ -1,4 +1,4 @@
-"""What the one dial chooses: within bounds for every text, machine and budget, and as tuned where it was tuned."""
+"""What `plan` chooses: within bounds for every text, machine and budget, and as tuned where it was tuned."""
 
 import math
 

@@ -121,15 +121,15 @@ def test_streams_begin_each_epoch_without_a_past(
 ) -> None:
     config = make_config(model=FAMILIES["lstm"], run=STREAMS, budget={"epochs": 2.5})
     trainer = Trainer(config, prepared, tmp_path)
-    num_batches = trainer.feed.batches.num_batches
+    num_batches = trainer.loader.batches.num_batches
     assert num_batches
     for step in range(2 * num_batches + 1):
-        [batch] = trainer.feed.micro_batches(step, 1)
+        [batch] = trainer.loader.micro_batches(step, 1)
         assert batch.state
         fresh = all(not tensor.any() for tensor in batch.state.tensors.values())
         assert fresh == (step % num_batches == 0)
         trainer.model(batch.inputs, batch.state)
-        trainer.feed.advance()
+        trainer.loader.advance()
 
 
 def test_a_resumed_run_keeps_its_streams(make_config: MakeConfig, prepared: PreparedData, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
         next(events)
     with torch.no_grad():
         trainer.model.lm_head.weight.fill_(float("nan"))
-    inputs, _ = trainer.feed.batches.batch(4)
+    inputs, _ = trainer.loader.batches.batch(4)
     batch_hash = hashlib.sha256(inputs.numpy().tobytes()).hexdigest()[:12]
     kept = re.escape(str(tmp_path / "checkpoint"))
     with pytest.raises(TrainingError, match=rf"step 4: the loss is nan \(batch {batch_hash}\).*_lr.*{kept}"):

@@ -1,1 +1,1 @@
-"""The commands of `minigpt` that make and examine checkpoints; torch is imported when one runs."""
+"""The commands of `minigpt` that make checkpoints and evaluate them; torch is imported when one runs."""

@@ -24,7 +24,7 @@ def compare(
     presets: Annotated[list[str], typer.Argument(help="Presets, or paths of TOML files; see minigpt train --list.")],
     minutes: Annotated[float | None, typer.Option(help="Equal time for each.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Equal text for each.")] = None,
-    flops: Annotated[float | None, typer.Option(help="Equal arithmetic for each, e.g. 1e13.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Equal floating-point operations for each, e.g. 1e13.")] = None,
     optimizers: Annotated[str, typer.Option(help="Compare these too: adamw,muon,sgd,…")] = "",
     activations: Annotated[str, typer.Option(help="Compare these too: gelu,relu2,swiglu,…")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Train each with so many seeds.")] = 1,

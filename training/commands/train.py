@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.commands.dial import plan_run, with_minutes
+from training.commands.auto_config import plan_run, with_minutes
 from training.commands.dry_run import dry_run
 from training.commands.options import DataOption, SetOption, make_console
 from training.commands.session import claim_folder, load_data, run_training

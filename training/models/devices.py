@@ -1,4 +1,4 @@
-"""Which device and which arithmetic a run uses."""
+"""Which device and what dtype a run computes in."""
 
 import torch
 

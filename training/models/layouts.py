@@ -7,18 +7,21 @@ import msgspec
 from torch import Tensor
 
 from training.errors import CheckpointError
-from training.model_config import GPTConfig, ModelConfig, parse_model_config
+from training.model_config import GPTConfig, ModelConfig, differences, parse_model_config
 
 OWN_MODEL_TYPE, GPT2_MODEL_TYPE = "minigpt", "gpt2"
-_QWEN3 = {
-    "position": "rope",
-    "norm": "rmsnorm",
-    "activation": "swiglu",
-    "qk_norm": True,
-    "bias": False,
-    "ngram_orders": (),
-}
-_HF_MODEL_TYPES = {"qwen3": _QWEN3, "llama": _QWEN3 | {"qk_norm": False}}
+QWEN3 = GPTConfig(position="rope", norm="rmsnorm", activation="swiglu", qk_norm=True, bias=False, ngram_orders=())
+"""The layout that transformers, vLLM, llama.cpp and the native kernels compute."""
+SHAPE = frozenset(
+    {
+        *("vocab_size", "context_length", "n_layer", "n_embd", "n_head", "n_kv_head", "head_dim", "n_hidden"),
+        *("norm_eps", "rope_theta", "tie_embeddings"),
+        "dropout",  # counts in training alone
+        "ngram_rows",  # means nothing without `ngram_orders`
+    }
+)
+"""Fields of which a layout has any value. Of every other field, one that is new included, it has its own value only."""
+_HF_MODEL_TYPES = {"qwen3": QWEN3, "llama": QWEN3.replace(qk_norm=False)}
 """Layouts of ours that transformers computes alike, under the same names of weights."""
 _ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 _GPT2_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu", "tanh": "tanh"}
@@ -48,18 +51,13 @@ def is_portable(config: ModelConfig) -> TypeGuard[GPTConfig]:
 
 def departures(config: ModelConfig) -> dict[str, Any]:
     """Return the settings, with their values, in which `config` departs from the Qwen3 layout."""
-    if not isinstance(config, GPTConfig):
-        return {"family": type(config).__struct_config__.tag}
-    return {field: value for field in _QWEN3 if (value := getattr(config, field)) != _QWEN3[field]}
+    return differences(config, QWEN3, but=SHAPE)
 
 
 def hf_model_type(config: ModelConfig) -> str:
     """Return the `model_type` that a checkpoint of `config` has."""
-    if isinstance(config, GPTConfig):
-        for model_type, layout in _HF_MODEL_TYPES.items():
-            if all(getattr(config, field) == value for field, value in layout.items()):
-                return model_type
-    return OWN_MODEL_TYPE
+    alike = (name for name, layout in _HF_MODEL_TYPES.items() if not differences(config, layout, but=SHAPE))
+    return next(alike, OWN_MODEL_TYPE)
 
 
 def to_hf_config(config: ModelConfig, dtype: str, end_of_text_id: int) -> dict[str, Any]:
@@ -163,7 +161,7 @@ def gpt2_config(data: Mapping[str, Any]) -> GPTConfig:
     """Return the shape of a Hugging Face GPT-2 `config.json`.
 
     Raises:
-        CheckpointError: a field that asks for other arithmetic.
+        CheckpointError: a field that asks for another computation.
         KeyError: a field is missing.
         msgspec.ValidationError: a field is wrong.
     """

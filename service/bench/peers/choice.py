@@ -10,12 +10,12 @@ from service.errors import SettingError
 MODULES = {"transformers": "with_transformers", "vllm": "with_vllm", "llama.cpp": "with_llama_cpp"}
 """Engine → the file beside this one that drives it."""
 DTYPES = {"transformers": ("fp32", "bf16"), "vllm": ("fp32", "bf16"), "llama.cpp": ("fp32", "bf16", "int8")}
-"""Engine → the arithmetic that it is measured in."""
+"""Engine → the dtype that it computes in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerChoice:
-    """A peer, its arithmetic, and the Python that has it."""
+    """A peer, its dtype, and the Python that has it."""
 
     engine: str
     dtype: str | None
@@ -23,7 +23,7 @@ class PeerChoice:
     python: str
 
     def dtype_beside(self, ours: str) -> str:
-        """Return the arithmetic that it is to have where minigpt has `ours`."""
+        """Return the dtype that it is to compute in where minigpt has `ours`."""
         return self.dtype or (ours if ours in DTYPES[self.engine] else "bf16")
 
 

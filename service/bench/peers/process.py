@@ -14,8 +14,8 @@ import msgspec
 from service.bench.offline import EngineRun
 from service.bench.peers.choice import MODULES, PeerChoice
 from service.bench.report import usable_cpus
-from service.bench.subject import Subject
-from service.engine.engine import EngineInfo
+from service.bench.workload import Workload
+from service.engine.interface import EngineInfo
 from service.errors import SettingError
 from service.protocol import Request
 from training.exchange.formats import GgufType
@@ -78,12 +78,12 @@ class Peer:
 
 
 @contextlib.contextmanager
-def start_peer(choice: PeerChoice, subject: Subject, info: EngineInfo, max_batch: int) -> Iterator[Peer]:
-    """Load the model of `subject` into a peer, in the arithmetic and with the threads of ours.
+def start_peer(choice: PeerChoice, workload: Workload, info: EngineInfo, max_batch: int) -> Iterator[Peer]:
+    """Load the model of `workload` into a peer, in the dtype and with the threads of ours.
 
     Args:
         choice: Which peer; it ends with the context.
-        subject: What is measured.
+        workload: What is measured.
         info: Of our engine.
         max_batch: Sequences at once, at most.
 
@@ -92,7 +92,7 @@ def start_peer(choice: PeerChoice, subject: Subject, info: EngineInfo, max_batch
     """
     dtype = choice.dtype_beside(info.dtype)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder, tempfile.TemporaryFile("w+") as log:
-        model = subject.folder
+        model = workload.folder
         if choice.engine == "llama.cpp":
             model = _convert(model, dtype, Path(folder))
         options = {
@@ -101,8 +101,8 @@ def start_peer(choice: PeerChoice, subject: Subject, info: EngineInfo, max_batch
             "device": info.device,
             "cpus": usable_cpus()[: info.num_threads],
             "max_batch": max_batch,
-            "context": subject.prompt_tokens + subject.max_tokens,
-            "never": sorted(subject.tokenizer.special_ids),
+            "context": workload.prompt_tokens + workload.max_tokens,
+            "never": sorted(workload.tokenizer.special_ids),
         }
         with _start(choice, options, log) as process:
             yield Peer(f"{choice.engine}:{dtype}", process, log)

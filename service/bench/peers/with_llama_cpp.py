@@ -12,7 +12,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def load(options: dict[str, Any]) -> tuple[str, "Generator"]:
-    """Load a GGUF file, whose weights decide the arithmetic."""
+    """Load a GGUF file, whose weights decide the dtype."""
     llama_cpp.llama_backend_init()
     generator = Generator(options["model"], len(options["cpus"]), options["max_batch"], options["context"])
     return llama_cpp.__version__, generator

@@ -1,4 +1,4 @@
-// The elementwise nonlinearities, in the order of their names in library.py.
+// The elementwise nonlinearities, in the order of their names in structures.py.
 #pragma once
 
 #include "lanes.hpp"

@@ -12,7 +12,7 @@ static int omp_get_thread_num() { return 0; }
 
 extern "C" {
 
-// Mirrored field by field in library.py.
+// Mirrored in structures.py (layout.hpp).
 struct GPTLayer {
     const float *input_norm, *q_norm, *k_norm, *mlp_norm;
     Linear qkv, o_proj, gate_up, down_proj;
@@ -58,7 +58,7 @@ INLINE void norm_and_rotate(float* head, const float* weight, const float* cosin
     }
 }
 
-// A step in E arithmetic, keys and values kept in P. Each `omp for` below belongs to the threads that entered `run`.
+// A step computed in E, keys and values kept in P. Each `omp for` below belongs to the threads that entered `run`.
 template <class E, class P>
 struct GPTRun {
     const GPTModel& model;

@@ -1,146 +1,25 @@
-"""The compiled kernels, as C sees them; the structures mirror the C++ files field by field."""
+"""The compiled kernels: which were built, which this processor runs, and how they are called."""
 
 import ctypes
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 
-PAGE_SIZE = 16
-"""Tokens of a page: `PAGE` in `attention.hpp`. What the kernels read is rounded up to whole pages of values, too."""
+from service.engine.kernels.structures import (
+    ConvolutionModel,
+    GPTModel,
+    GPTStep,
+    PerceptronModel,
+    RecurrentModel,
+    SlotStep,
+    describe_layout,
+)
+from service.errors import SettingError
+
 LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 """Kinds of processor that the kernels are compiled for, from the plainest to the fastest."""
-ACTIVATIONS = (None, "sigmoid", "tanh", "relu", "leaky_relu", "gelu", "silu", "relu2")
-"""By their numbers in `activations.hpp`."""
-CELLS = ("rnn", "lstm", "gru")
-"""By their numbers in `recurrent.hpp`."""
 
-_I64 = ctypes.c_int64
-_POINTER = ctypes.c_void_p
-
-
-class Linear(ctypes.Structure):
-    """Packed weights."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("packed", "scales", "offsets", "bias")),
-        *((name, _I64) for name in ("K", "N")),
-    )
-
-
-class GPTLayer(ctypes.Structure):
-    """Weights of a block, and its keys and values."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("input_norm", "q_norm", "k_norm", "mlp_norm")),
-        *((name, Linear) for name in ("qkv", "o_proj", "gate_up", "down_proj")),
-        *((name, _POINTER) for name in ("keys", "values")),
-    )
-
-
-class GPTModel(ctypes.Structure):
-    """Shape and weights of a transformer."""
-
-    _fields_ = (
-        *((name, _I64) for name in ("n_layer", "C", "H", "G", "D", "F", "max_context")),
-        ("norm_eps", ctypes.c_float),
-        *((name, _POINTER) for name in ("embedding", "norm", "cosine", "sine")),
-        ("head", Linear),
-        ("layers", ctypes.POINTER(GPTLayer)),
-    )
-
-
-class GPTStep(ctypes.Structure):
-    """What is computed, and room to do it in."""
-
-    _fields_ = (
-        *((name, _I64) for name in ("num_tokens", "num_samples", "num_threads")),
-        *((name, _POINTER) for name in ("token_ids", "positions", "tables", "pages", "samples")),
-        *((name, _POINTER) for name in ("x", "qkv", "attended", "gate_up", "logits")),
-        *((name, _POINTER) for name in ("q", "lanes", "scales", "scores", "weights")),
-    )
-
-
-class RecurrentLayer(ctypes.Structure):
-    """Weights of a layer, and its states."""
-
-    _fields_ = (("input", Linear), ("hidden", Linear), ("state", _POINTER))
-
-
-class RecurrentModel(ctypes.Structure):
-    """Shape and weights of a recurrent network."""
-
-    _fields_ = (
-        *((name, _I64) for name in ("n_layer", "C", "F", "cell", "activation")),
-        ("embedding", _POINTER),
-        *((name, Linear) for name in ("projection", "head")),
-        ("layers", ctypes.POINTER(RecurrentLayer)),
-    )
-
-
-class Window(ctypes.Structure):
-    """What a layer reads of the past, and where it stands."""
-
-    _fields_ = (("kept", _POINTER), *((name, _I64) for name in ("width", "taps", "dilation")))
-
-
-class ConvolutionLayer(ctypes.Structure):
-    """Weights of a layer, and its past."""
-
-    _fields_ = (
-        *((name, _POINTER) for name in ("norm", "norm_bias")),
-        ("window", Window),
-        *((name, Linear) for name in ("convolution", "projection")),
-    )
-
-
-class ConvolutionModel(ctypes.Structure):
-    """Shape and weights of a causal convolutional network."""
-
-    _fields_ = (
-        *((name, _I64) for name in ("n_layer", "C", "F", "activation", "gate_activation")),
-        *((name, _POINTER) for name in ("embedding", "norm", "norm_bias")),
-        ("head", Linear),
-        ("layers", ctypes.POINTER(ConvolutionLayer)),
-    )
-
-
-class PerceptronModel(ctypes.Structure):
-    """Shape and weights of a perceptron over a window of embeddings."""
-
-    _fields_ = (
-        *((name, _I64) for name in ("n_layer", "C", "F", "activation")),
-        ("embedding", _POINTER),
-        ("window", Window),
-        *((name, Linear) for name in ("output", "direct", "head")),
-        ("layers", ctypes.POINTER(Linear)),
-    )
-
-
-class SlotStep(ctypes.Structure):
-    """What is computed of a model of fixed state, and room to do it in."""
-
-    _fields_ = (
-        *((name, _I64) for name in ("num_works", "num_tokens", "num_samples", "num_threads")),
-        *((name, _POINTER) for name in ("token_ids", "works", "starts", "slots", "positions", "samples")),
-        *((name, _POINTER) for name in ("x", "wide", "side", "logits", "lanes", "scales")),
-    )
-
-
-class Draw(ctypes.Structure):
-    """How the next token of a row is drawn."""
-
-    _fields_ = (
-        *((name, ctypes.c_uint64) for name in ("seed", "choice", "position")),
-        *((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p")),
-        ("top_k", _I64),
-        *((name, ctypes.c_double) for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")),
-        ("num_bias", _I64),
-        *((name, _POINTER) for name in ("bias_ids", "bias")),
-        *((name, _I64) for name in ("num_prompt", "num_tokens")),
-        ("token_ids", _POINTER),
-    )
-
-
+_I64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _STEPS: Mapping[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "gpt": (GPTModel, GPTStep),
     "recurrent": (RecurrentModel, SlotStep),
@@ -163,13 +42,18 @@ def best_level() -> str | None:
 
 @cache
 def load_kernels(level: str) -> ctypes.CDLL | None:
-    """Return the kernels of one of `LEVELS`; None where they were not built, or this processor does not run them."""
+    """Return the kernels of one of `LEVELS`; None where they were not built, or this processor does not run them.
+
+    Raises:
+        SettingError: they were built from other sources: what Python writes is not what they would read.
+    """
     library, plainest = _open(level), _open(LEVELS[0])
     if library is None or plainest is None or not plainest.minigpt_supports(LEVELS.index(level)):
         return None
+    _require_same_layout(library, level)
     for family, (model, inputs) in _STEPS.items():
-        for arithmetic in ("fp32", "bf16", "int8"):
-            step = getattr(library, f"minigpt_{family}_{arithmetic}")
+        for compute_dtype in ("fp32", "bf16", "int8"):
+            step = getattr(library, f"minigpt_{family}_{compute_dtype}")
             step.argtypes = (ctypes.POINTER(model), ctypes.POINTER(inputs))
             step.restype = None
     library.minigpt_sample.argtypes = (_POINTER, _I64, _I64, _POINTER, _I64, _POINTER, _I64, _I64, _POINTER)
@@ -182,12 +66,24 @@ def require_kernels(level: str | None = None) -> ctypes.CDLL:
     """Return the kernels of one of `LEVELS`; None: of the best.
 
     Raises:
-        RuntimeError: they are not here, which `best_level` or `native.why_not_native` would have told.
+        RuntimeError: they are not here, ask `best_level` or `choose.why_not_native` first.
     """
     kernels = load_kernels(level or best_level() or "")
     if kernels is None:
         raise RuntimeError("no kernels: ask best_level or why_not_native first")
     return kernels
+
+
+def _require_same_layout(library: ctypes.CDLL, level: str) -> None:
+    theirs: list[str] = []
+    if hasattr(library, "minigpt_layout"):  # older ones do not say
+        library.minigpt_layout.restype = ctypes.c_char_p
+        theirs = library.minigpt_layout().decode().splitlines()
+    ours = describe_layout().splitlines()
+    if theirs != ours:
+        difference = next((line for line in ours if line not in theirs), "a field that Python does not have")
+        remedy = "they were built from other sources; build them again: pip install --no-deps -e ."
+        raise SettingError(f"the {level} kernels do not read what this minigpt writes ({difference}): {remedy}")
 
 
 def _open(level: str) -> ctypes.CDLL | None:

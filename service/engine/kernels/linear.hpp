@@ -6,7 +6,7 @@
 
 #include "lanes.hpp"
 
-// Mirrored field by field in library.py.
+// Mirrored in structures.py (layout.hpp).
 struct Linear {
     const Lane* packed;
     const float* scales;     // of each output, where weights are int8

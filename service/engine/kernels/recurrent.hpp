@@ -1,5 +1,5 @@
 // One step of a recurrent network: a layer reads all tokens of the step in one product, then position by position what
-// its state makes of them, the works side by side.
+// its state makes of them, the chunks side by side.
 #pragma once
 
 #include <numeric>
@@ -10,7 +10,7 @@
 
 extern "C" {
 
-// Mirrored field by field in library.py.
+// Mirrored in structures.py (layout.hpp).
 struct RecurrentLayer {
     Linear input, hidden;  // gates side by side
     float* state;          // [slots][1, or 2 of an LSTM][F]: h, and c behind it
@@ -27,9 +27,9 @@ namespace {
 
 enum Cell : int64_t { SIMPLE, LSTM, GRU };
 
-// h, and behind it c of an LSTM, of a work's sequence.
-INLINE float* state_of(const RecurrentModel& model, const RecurrentLayer& layer, const SlotStep& step, int64_t work) {
-    return layer.state + step.slots[work] * (model.cell == LSTM ? 2 : 1) * model.F;
+// h, and behind it c of an LSTM, of a chunk's sequence.
+INLINE float* state_of(const RecurrentModel& model, const RecurrentLayer& layer, const SlotStep& step, int64_t chunk) {
+    return layer.state + step.slots[chunk] * (model.cell == LSTM ? 2 : 1) * model.F;
 }
 
 // From the gates' products with what is read and with the state, each with its bias, to the next state.
@@ -57,10 +57,10 @@ template <class E>
 void run_layer(const RecurrentModel& model, const RecurrentLayer& layer, const SlotStep& step) {
     const int64_t F = model.F, K = layer.input.K;
     multiply<E>(layer.input, pack<E>(step, step.num_tokens, K, rows_of(step.x, K)), step.wide);
-    std::vector<int64_t> going(step.num_works);  // each thread has its own, all the same
+    std::vector<int64_t> going(step.num_chunks);  // each thread has its own, all the same
     std::iota(going.begin(), going.end(), 0);
     for (int64_t at = 0;; ++at) {
-        const auto is_over = [&](int64_t work) { return step.starts[work] + at >= end_of(step, work); };
+        const auto is_over = [&](int64_t chunk) { return step.starts[chunk] + at >= end_of(step, chunk); };
         going.erase(std::remove_if(going.begin(), going.end(), is_over), going.end());
         if (going.empty()) return;
         const auto M = static_cast<int64_t>(going.size());

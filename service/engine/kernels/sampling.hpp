@@ -1,4 +1,4 @@
-// The next token of a row of logits: what sampler.py does with torch, in one pass over the row.
+// The next token of a row of logits: what torch_sampler.py does with torch, in one pass over the row.
 #pragma once
 
 #include <functional>
@@ -6,7 +6,7 @@
 
 #include "lanes.hpp"
 
-// How one row's token is drawn; mirrored field by field in library.py.
+// How one row's token is drawn; mirrored in structures.py (layout.hpp).
 struct Draw {
     uint64_t seed, choice, position;  // fix the random number
     double temperature, top_p, min_p;

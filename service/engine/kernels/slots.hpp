@@ -6,11 +6,11 @@
 
 extern "C" {
 
-// Mirrored field by field in library.py. A work is the tokens of one sequence in this step, one behind the other.
+// Mirrored in structures.py (layout.hpp). A chunk is the tokens of one sequence in this step, one behind the other.
 struct SlotStep {
-    int64_t num_works, num_tokens, num_samples, num_threads;
-    const int64_t *token_ids, *works;           // of each token: itself, and the work that it is of
-    const int64_t *starts, *slots, *positions;  // of each work: its first token, its slot, its first token's position
+    int64_t num_chunks, num_tokens, num_samples, num_threads;
+    const int64_t *token_ids, *chunks;           // of each token: itself, and the chunk that it is of
+    const int64_t *starts, *slots, *positions;  // of each chunk: its first token, its slot, its first token's position
     const int64_t* samples;                     // indices of the tokens whose logits are wanted
     float *x, *wide, *side, *logits;            // for each token
     Lane* lanes;                                // for each token: what the next product reads
@@ -20,9 +20,9 @@ struct SlotStep {
 
 namespace {
 
-// Where a work ends: the next one's first token, or the step's end.
-INLINE int64_t end_of(const SlotStep& step, int64_t work) {
-    return work + 1 < step.num_works ? step.starts[work + 1] : step.num_tokens;
+// Where a chunk ends: the next one's first token, or the step's end.
+INLINE int64_t end_of(const SlotStep& step, int64_t chunk) {
+    return chunk + 1 < step.num_chunks ? step.starts[chunk + 1] : step.num_tokens;
 }
 
 // The rows that the next product reads: `row(m)(i)` gives a vector of row m from i on.

@@ -7,6 +7,7 @@
 // This file is compiled once for each kind of processor (pyproject.toml); library.py loads the best that this one runs.
 
 #include "gpt.hpp"
+#include "layout.hpp"
 #include "recurrent.hpp"
 #include "sampling.hpp"
 #include "windows.hpp"
@@ -28,6 +29,12 @@ void minigpt_conv_int8(const ConvolutionModel* model, const SlotStep* step) { ru
 void minigpt_mlp_fp32(const PerceptronModel* model, const SlotStep* step) { run<Fp32>(*model, *step); }
 void minigpt_mlp_bf16(const PerceptronModel* model, const SlotStep* step) { run<Bf16>(*model, *step); }
 void minigpt_mlp_int8(const PerceptronModel* model, const SlotStep* step) { run<Int8>(*model, *step); }
+
+// What the structures of this file look like in memory (layout.hpp).
+const char* minigpt_layout() {
+    static const std::string layout = describe_layout();
+    return layout.c_str();
+}
 
 // Outputs of a panel.
 int64_t minigpt_panel() { return W; }

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-// Mirrored field by field in library.py. What a layer reads beside its own position: `taps` rows in all, `dilation`
+// Mirrored in structures.py (layout.hpp). What a layer reads beside its own position: `taps` rows in all, `dilation`
 // positions apart, its own the last.
 struct Window {
     float* kept;  // [slots][reach][width], that of position p at p % reach
@@ -37,9 +37,9 @@ namespace {
 // The window before each row of x (T, width), beginning with the oldest.
 INLINE auto windows_of(const SlotStep& step, const Window& window, const float* x) {
     return [&step, &window, x](int64_t t) {
-        const int64_t n = window.width, reach = (window.taps - 1) * window.dilation, work = step.works[t];
-        const int64_t first = step.starts[work], position = step.positions[work] + t - first;
-        const float* kept = window.kept + step.slots[work] * reach * n;
+        const int64_t n = window.width, reach = (window.taps - 1) * window.dilation, chunk = step.chunks[t];
+        const int64_t first = step.starts[chunk], position = step.positions[chunk] + t - first;
+        const float* kept = window.kept + step.slots[chunk] * reach * n;
         return [=, &window](int64_t i) {
             const int64_t back = (window.taps - 1 - i / n) * window.dilation;
             const float* row = t - back >= first ? x + (t - back) * n : kept + (position - back + reach) % reach * n;
@@ -52,10 +52,10 @@ INLINE auto windows_of(const SlotStep& step, const Window& window, const float* 
 INLINE void keep(const SlotStep& step, const Window& window, const float* x) {
     const int64_t n = window.width, reach = (window.taps - 1) * window.dilation;
 #pragma omp for schedule(static)
-    for (int64_t work = 0; work < step.num_works; ++work) {
-        const int64_t end = end_of(step, work), before = step.positions[work] - step.starts[work];
-        for (int64_t t = std::max(step.starts[work], end - reach); t < end; ++t)
-            std::memcpy(window.kept + (step.slots[work] * reach + (before + t) % reach) * n, x + t * n, n * sizeof(float));
+    for (int64_t chunk = 0; chunk < step.num_chunks; ++chunk) {
+        const int64_t end = end_of(step, chunk), before = step.positions[chunk] - step.starts[chunk];
+        for (int64_t t = std::max(step.starts[chunk], end - reach); t < end; ++t)
+            std::memcpy(window.kept + (step.slots[chunk] * reach + (before + t) % reach) * n, x + t * n, n * sizeof(float));
     }
 }
 

@@ -1,4 +1,4 @@
-"""The gateway's face of a queue in Redis: submits, reads the logs along, and waits out an outage."""
+"""The `GatewayQueue` in Redis: submits, follows the token logs, and waits until an outage is over."""
 
 import asyncio
 import contextlib
@@ -8,27 +8,32 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import redis
+from typing_extensions import override
 
 from service.config import QueueSettings
 from service.errors import BadRequest, NotFound, QueueFull, Unavailable
-from service.identity import Identity
 from service.protocol import DeadRequest, Idempotency, QueueStats, Request, Update
+from service.queue.base import GatewayQueue
 from service.queue.drain_rate import DrainRate
+from service.queue.process_identity import ProcessIdentity
 from service.queue.redis.address import Address
 from service.queue.redis.connection import Connection
 from service.queue.redis.library import Argument, line_of
-from service.queue.redis.news import News
 from service.queue.redis.reader import LogState, Reader
+from service.queue.redis.subscriptions import Subscriptions
 
 SILENCE_S = 1.0
-"""Seconds without news of a request after which its log is read: a hint may be lost."""
+"""Seconds without a hint about a request after which its log is read: a hint may be lost."""
 ABANDON_FOR_S = 60.0
 """Seconds for which a request is cancelled again and again that may have been accepted without our knowing."""
 MILLISECONDS = 1000
 
 
-class RedisQueue:
+class RedisQueue(GatewayQueue):
     """A `GatewayQueue` in Redis; works between entering and leaving its context.
+
+    Where `submit` raises `Unavailable`, nothing will be computed for the call, whatever became of it; only one with an
+    idempotency key may have been accepted, and whoever sends it again joins it.
 
     Args:
         url: One that `Address` takes.
@@ -44,36 +49,29 @@ class RedisQueue:
         self._settings = settings
         self._patience_s = outage_patience_s
         self._id = uuid.uuid4().hex[:12]
-        self._identity = Identity.of_this_process()
+        self._identity = ProcessIdentity.of_this_process()
         self._connection = Connection(self.address)
         self._call = self._connection.call
-        self._news = News(self._connection, self._id)
+        self._subscriptions = Subscriptions(self._connection, self._id)
         self._drain = DrainRate()
         self._work_done = 0, 0.0
         """Tokens of cost that had ended at the last look, and the seconds in which something had been running."""
         self._encode = msgspec.msgpack.Encoder().encode
         self._requests = msgspec.msgpack.Decoder(Request)
         self._revisions = msgspec.msgpack.Decoder(list[str])
-        self._identities = msgspec.msgpack.Decoder(Identity)
+        self._identities = msgspec.msgpack.Decoder(ProcessIdentity)
         self._deaths = msgspec.msgpack.Decoder(tuple[Request, int, float])
 
     async def __aenter__(self) -> "RedisQueue":
         await self._connection.__aenter__()
-        self._connection.start(self._news.keep_listening())
+        self._connection.start(self._subscriptions.keep_listening())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._connection.__aexit__()
 
+    @override
     async def submit(self, requests: Sequence[Request], idempotency: Idempotency | None = None) -> list[str]:
-        """Accept all of `requests` or none; return the ids that stand for them.
-
-        Raises:
-            QueueFull: over the cap of requests, of tokens or of the tenant, or the server is out of memory.
-            BadRequest: the same idempotency key with another digest.
-            Unavailable: the queue cannot be reached; whatever became of the call, nothing will be computed for it,
-                but where its idempotency key lets another submission join it.
-        """
         if not requests:
             return []
         if self._connection.is_down:
@@ -87,7 +85,7 @@ class RedisQueue:
         for request in requests:
             args += self._flatten(request)
         try:
-            outcome, *told = await self._call("submit", *args)
+            outcome, *details = await self._call("submit", *args)
         except Unavailable:
             for request in requests if idempotency is None else ():  # with a key, whoever asks again joins it
                 self._connection.start(self._abandon(request.id))
@@ -100,15 +98,11 @@ class RedisQueue:
             reason = "was sent before with another body; give each request a key of its own"
             raise BadRequest(f"idempotency_key: {reason}", param="idempotency_key")
         if outcome == b"full":
-            raise self._full(*told)
-        return [id_.decode() for id_ in told[0].split()]
+            raise self._full(*details)
+        return [id_.decode() for id_ in details[0].split()]
 
+    @override
     async def find(self, answer_id: str) -> list[Request]:
-        """Return the requests that an answer is made of, also for a while after their ends.
-
-        Raises:
-            NotFound: never submitted, or forgotten.
-        """
         parts = await self._call("find", answer_id)
         bodies, prompts = parts[::2], parts[1::2]
         if not bodies or not all(bodies):
@@ -118,38 +112,32 @@ class RedisQueue:
             for body, prompt in zip(bodies, prompts, strict=True)
         ]
 
+    @override
     async def watch(self, request_ids: Sequence[str]) -> AsyncIterator[list[Update]]:
-        """Yield what comes of any of them: from the first token on, in order, without gaps, each up to its `end`.
-
-        Raises:
-            NotFound: one was never submitted, or is forgotten.
-            Diverged: a log was lost in part, and its tokens came again otherwise than they had been yielded.
-            Unavailable: the queue cannot be reached for longer than the patience, or lost a request.
-        """
-        news = asyncio.Event()
-        readers = [Reader(request_id, news) for request_id in request_ids]
-        self._news.add(readers)
+        changed = asyncio.Event()
+        readers = [Reader(request_id, changed) for request_id in request_ids]
+        self._subscriptions.add(readers)
         try:
             while reading := [reader for reader in readers if not reader.has_ended]:
-                news.clear()
+                changed.clear()
                 await self._read_logs([reader for reader in reading if reader.must_read_log])
                 updates = [update for reader in reading if (update := reader.take()) is not None]
                 if updates:
                     yield updates
                 else:
-                    await self._await_news(news, reading)
+                    await self._await_change(changed, reading)
         finally:
-            self._news.remove(readers)
+            self._subscriptions.remove(readers)
 
+    @override
     async def cancel(self, request_id: str) -> None:
-        """End a request: at once if it waits, else at its worker's next emission. Unknown or ended: no error."""
         try:
             await self._call("cancel", request_id)
         except Unavailable:
             self._connection.start(self._abandon(request_id))
 
+    @override
     async def stats(self) -> QueueStats:
-        """Count what waits and runs."""
         counts, busy_s, workers = await self._call("stats")
         waiting, running, tokens, resumed, fenced, quarantined, drained = (int(count or 0) for count in counts)
         self._measure_drain(drained, float(busy_s))
@@ -165,8 +153,8 @@ class RedisQueue:
             quarantined=quarantined,
         )
 
+    @override
     async def dead(self) -> list[DeadRequest]:
-        """Return what was quarantined lately, the newest first."""
         deaths = [self._deaths.decode(packed) for packed in await self._call("dead")]
         return [
             DeadRequest(
@@ -180,8 +168,8 @@ class RedisQueue:
             for request, attempts, ended in deaths
         ]
 
+    @override
     async def keep_reaping(self) -> None:
-        """For ever, five times in a lease: reap, and measure the rate at which work is done."""
         while True:
             with contextlib.suppress(Unavailable):
                 await self.reap()
@@ -190,8 +178,8 @@ class RedisQueue:
 
     async def reap(self) -> None:
         """Take back what overdue workers hold and what the provably dead held; end what is past its deadline."""
-        told = await self._call("reap")
-        workers = dict(zip(told[::2], told[1::2], strict=True))
+        ids_and_identities = await self._call("reap")
+        workers = dict(zip(ids_and_identities[::2], ids_and_identities[1::2], strict=True))
         dead = [id_ for id_, who in workers.items() if self._identity.sees_dead(self._identities.decode(who))]
         if dead:
             await self._call("reap", *dead)
@@ -205,16 +193,16 @@ class RedisQueue:
         if not readers:
             return
         for reader in readers:
-            reader.must_read_log = False  # what is doubted from now on is read once more
+            reader.must_read_log = False  # one that is invalidated from now on is read once more
         ids = [reader.id for reader in readers]
         answers = await self._connection.persist("watch", self._id, *ids, for_s=self._patience_s)
         for reader, answer in zip(readers, answers, strict=True):
             reader.read_log(None if answer is None else LogState(*answer))
 
-    async def _await_news(self, news: asyncio.Event, readers: Sequence[Reader]) -> None:
+    async def _await_change(self, changed: asyncio.Event, readers: Sequence[Reader]) -> None:
         try:
             async with asyncio.timeout(SILENCE_S):
-                await news.wait()
+                await changed.wait()
         except TimeoutError:
             for reader in readers:
                 reader.must_read_log = True

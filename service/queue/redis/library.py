@@ -11,8 +11,7 @@ import msgspec
 import redis
 import redis.asyncio
 
-from service.queue.fairness import PATIENCE_S
-from service.queue.quarantine import CLEARED_AFTER, MAX_DEAD, QUARANTINE_ERROR
+from service.queue.rules import CLEARED_AFTER, MAX_DEAD, PATIENCE_S, QUARANTINE_ERROR
 
 PREFIX = "mg1:{m0}"
 """Before every key. A new layout of keys or of messages gets a new number: two releases never read each other's."""

@@ -12,5 +12,5 @@ def processor_s(url: str) -> float:
         SettingError: no address of a Redis.
     """
     with Address(url).connect(TIMEOUT_S) as client:
-        told = client.info("cpu")
-    return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+        info = client.info("cpu")
+    return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])

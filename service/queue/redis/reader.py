@@ -1,4 +1,4 @@
-"""One who reads a request's log along: from hints while they are without gaps, else from the log itself."""
+"""Follows the token log of a request: by hints while they have no gaps, else from the log itself."""
 
 import asyncio
 from array import array
@@ -41,12 +41,12 @@ class Reader:
 
     Args:
         request_id: Whose log.
-        news: Set whenever there is something to take.
+        changed: Set whenever there is something to take.
     """
 
-    def __init__(self, request_id: str, news: asyncio.Event) -> None:
+    def __init__(self, request_id: str, changed: asyncio.Event) -> None:
         self.id = request_id
-        self.news = news
+        self.changed = changed
         self.must_read_log = True
         self.has_ended = False
         self._seen = array("I")
@@ -54,18 +54,18 @@ class Reader:
         self._hints: deque[Hint] = deque()
         self._ready: Update | None = None
 
-    def doubt(self) -> None:
-        """Take hints for lost: the log is read next."""
+    def invalidate(self) -> None:
+        """Count hints as lost: the log is read next."""
         self.must_read_log = True
-        self.news.set()
+        self.changed.set()
 
-    def hear(self, hint: Hint) -> None:
+    def on_hint(self, hint: Hint) -> None:
         """Keep a hint."""
         if len(self._hints) >= MAX_HINTS:
             self._hints.clear()
             self.must_read_log = True
         self._hints.append(hint)
-        self.news.set()
+        self.changed.set()
 
     def read_log(self, state: LogState | None) -> None:
         """Take what the whole log has; None: nothing is known of the request.

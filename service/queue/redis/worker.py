@@ -1,4 +1,4 @@
-"""The worker's face of a queue in Redis: blocking, and patient for as long as its lease can still hold."""
+"""The `WorkerQueue` in Redis: it blocks, and repeats a call for as long as the lease can still hold."""
 
 import logging
 import math
@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 import msgspec
 from redis.client import PubSub
+from typing_extensions import override
 
 from service.errors import LeaseLost
-from service.identity import Identity
 from service.protocol import Claim, Emission, EmitStatus, Request
+from service.queue.base import WorkerQueue
+from service.queue.process_identity import ProcessIdentity
 from service.queue.redis.address import CONNECTION_ERRORS, Address, reason_of
 from service.queue.redis.library import PREFIX, Argument, call, line_of
 from service.queue.redis.reader import Hint
@@ -47,7 +49,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class RedisWorkerQueue:
+class RedisWorkerQueue(WorkerQueue):
     """A `WorkerQueue` in Redis. A call that gets no answer is sent again: each says the same twice.
 
     Args:
@@ -63,7 +65,7 @@ class RedisWorkerQueue:
     gather_s = 0.02  # an emission costs the server more than a token does
 
     def __init__(
-        self, url: str, lease_s: float, identity: Identity, *, clock: Callable[[], float] = time.monotonic
+        self, url: str, lease_s: float, identity: ProcessIdentity, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.address = Address(url)
         self._lease_s = lease_s
@@ -77,17 +79,17 @@ class RedisWorkerQueue:
         self._more_waits = True
         """Whether to ask again at once may bring something: beyond what was asked for, or left to others."""
         self._queued_s: dict[str, float] = {}
-        """Of each request that is held, for those who read its news."""
+        """Of each request that is held: seconds that it waited, for those who follow it."""
         self._num_differing = 0
         """Renewals in a row at which the server had us hold more than we do."""
         self._retired = threading.Event()
         self._hints: PubSub | None = None
         self._encode = msgspec.msgpack.Encoder().encode
-        self._identities = msgspec.msgpack.Decoder(Identity)
+        self._identities = msgspec.msgpack.Decoder(ProcessIdentity)
         self._requests = msgspec.msgpack.Decoder(Request)
 
+    @override
     def register(self, models: dict[str, str]) -> None:
-        """Say which models (name → revision) this worker serves, under a new id; waits for a queue that is away."""
         self._queued_s.clear()
         former, self._id = self._id, uuid.uuid4().hex[:16]
         lines = " ".join(line_of(*model) for model in models.items())
@@ -103,8 +105,8 @@ class RedisWorkerQueue:
 
         self._persist(begin, for_s=math.inf)
 
+    @override
     def claim(self, max_requests: int, wait_s: float) -> list[Claim]:
-        """Take up to `max_requests`, in the order of `service.queue.fairness`; wait up to `wait_s` for the first."""
         until = self._clock() + wait_s
         is_shared = wait_s > 0  # who does not wait will not come back for what others leave
         while True:
@@ -121,12 +123,8 @@ class RedisWorkerQueue:
             if claims or self._retired.is_set() or self._clock() >= until:
                 return claims
 
+    @override
     def emit(self, emissions: Sequence[Emission]) -> list[EmitStatus]:
-        """Append one step's tokens and ends, one status each; renews the lease.
-
-        Raises:
-            LeaseLost: the queue could not be told for so long that the lease must be taken for lost.
-        """
         args: list[Argument] = [self._id, self._lease_s]
         for emission in emissions:
             args += self._flatten(emission)
@@ -137,8 +135,8 @@ class RedisWorkerQueue:
                 self._queued_s.pop(emission.id, None)
         return statuses
 
+    @override
     def renew(self) -> bool:
-        """Renew the lease; False when it was lost. Takes from the dead what they held."""
 
         def beat() -> bool:
             self._reap(self._identity.sees_dead)
@@ -151,13 +149,13 @@ class RedisWorkerQueue:
         except LeaseLost:
             return False
 
+    @override
     def retire(self) -> None:
-        """Claim no more: a claim that waits comes back empty within `POLL_S`. What is claimed stays."""
         self._retired.set()
         self._persist(lambda: self._call("retire", self._id))
 
+    @override
     def release(self) -> None:
-        """Hand everything claimed back; where the queue cannot be reached, the end of the lease does it."""
         self._retired.set()
         try:
             self._persist(lambda: self._call("release", self._id))
@@ -205,11 +203,13 @@ class RedisWorkerQueue:
             self._call("keep", self._id, *list(self._queued_s))
             self._num_differing = 0
 
-    def _reap(self, is_dead: Callable[[Identity], bool]) -> None:
+    def _reap(self, is_dead: Callable[[ProcessIdentity], bool]) -> None:
         """Let the queue take back what overdue workers hold, and what those hold that `is_dead` proves dead."""
         workers = self._call("reap")
-        told = zip(workers[::2], workers[1::2], strict=True)
-        dead = [id_ for id_, packed in told if id_ != self._id.encode() and is_dead(self._identities.decode(packed))]
+        identities = zip(workers[::2], workers[1::2], strict=True)
+        dead = [
+            id_ for id_, packed in identities if id_ != self._id.encode() and is_dead(self._identities.decode(packed))
+        ]
         if dead:
             self._call("reap", *dead)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service.bench.subject import Subject, open_subject
+from service.bench.workload import Workload, open_workload
 from service.config import EngineSettings
 
 TINY = ("--shape=2x32", "--vocab=64", "--prompt-tokens=5", "--max-tokens=4", "--rounds=2", "--threads=1")
@@ -49,8 +49,8 @@ def tiny() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def subject() -> Iterator[Subject]:
-    with open_subject("2x32", 64, prompt_tokens=7, max_tokens=20) as opened:
+def workload() -> Iterator[Workload]:
+    with open_workload("2x32", 64, prompt_tokens=7, max_tokens=20) as opened:
         yield opened
 
 

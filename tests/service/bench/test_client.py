@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from service.bench.api_clients import ApiClient, Completions, Generate, find_api_client
 from service.bench.client import HttpRun, run_load
-from service.bench.dialects import Completions, Dialect, Generate, find_dialect
 from service.bench.http import Server
 from service.errors import SettingError
 from service.protocol import Request, SamplingParams
@@ -40,16 +40,16 @@ def chunked(*chunks: bytes) -> bytes:
 def load() -> Callable[..., tuple[HttpRun, list[bytes]]]:
     """Send requests to a server that answers each with the next canned bytes; return the run and the bodies sent."""
 
-    def run(answers: Sequence[bytes], streams: int = 1, dialect: Dialect | None = None) -> tuple[HttpRun, list[bytes]]:
-        return asyncio.run(send(answers, streams, dialect or Generate()))
+    def run(answers: Sequence[bytes], streams: int = 1, client: ApiClient | None = None) -> tuple[HttpRun, list[bytes]]:
+        return asyncio.run(send(answers, streams, client or Generate()))
 
     return run
 
 
-async def send(answers: Sequence[bytes], streams: int, dialect: Dialect) -> tuple[HttpRun, list[bytes]]:
+async def send(answers: Sequence[bytes], streams: int, client: ApiClient) -> tuple[HttpRun, list[bytes]]:
     bodies: list[bytes] = []
-    async with canned_server(iter(answers), bodies, dialect.path) as url:
-        return await run_load(url, dialect, [REQUEST] * len(answers), streams), bodies
+    async with canned_server(iter(answers), bodies, client.path) as url:
+        return await run_load(url, client, [REQUEST] * len(answers), streams), bodies
 
 
 @asynccontextmanager
@@ -103,7 +103,7 @@ def test_a_connection_that_the_server_closes_is_opened_again(load):
 
 def test_a_completions_stream_counts_what_its_usage_says(load):
     stream = CHUNK + SILENT_CHUNK + CHUNK
-    run, [body] = load([HEAD + chunked(stream, USAGE, DONE)], dialect=Completions("some"))
+    run, [body] = load([HEAD + chunked(stream, USAGE, DONE)], client=Completions("some"))
     assert run.tokens == 7
     assert len(run.inter_token_s) == 1
     told = json.loads(body)
@@ -111,7 +111,7 @@ def test_a_completions_stream_counts_what_its_usage_says(load):
     assert told["model"] == "some"
     assert told["max_tokens"] == 4
     assert told["ignore_eos"] is told["stream"] is told["stream_options"]["include_usage"] is True
-    silent_about_usage, _ = load([HEAD + chunked(stream, DONE)], dialect=Completions("some"))
+    silent_about_usage, _ = load([HEAD + chunked(stream, DONE)], client=Completions("some"))
     assert silent_about_usage.tokens == 2
 
 
@@ -150,7 +150,7 @@ def test_anything_but_a_whole_stream_is_told_in_one_line(load, answer, words):
 def test_a_refusal_in_another_shape_is_shown_as_it_is(load):
     answer = b'HTTP/1.1 422 x\r\ncontent-length: 27\r\n\r\n{"detail": "no such thing"}'
     with pytest.raises(SettingError, match=r"422: .*no such thing"):
-        load([answer], dialect=Completions("some"))
+        load([answer], client=Completions("some"))
 
 
 class CompletionsServer(BaseHTTPRequestHandler):
@@ -191,15 +191,15 @@ def completions_url() -> Iterator[str]:
         server.shutdown()
 
 
-def test_another_server_is_asked_in_its_own_dialect(completions_url, subject):
-    assert find_dialect(completions_url, "auto").path == "/v1/completions"
-    run = Server(completions_url, "auto").run(2, subject.stream_requests(2, 6))
-    assert run.tokens == sum(request.params.max_tokens for request in subject.stream_requests(2, 6))
+def test_another_server_is_asked_in_its_own_words(completions_url, workload):
+    assert find_api_client(completions_url, "auto").path == "/v1/completions"
+    run = Server(completions_url, "auto").run(2, workload.stream_requests(2, 6))
+    assert run.tokens == sum(request.params.max_tokens for request in workload.stream_requests(2, 6))
     assert (len(run.burst_first_token_s), len(run.first_token_s)) == (2, 4)
 
 
-def test_our_server_is_asked_in_its_own_dialect(server, subject, tokenizer):
-    ours = dataclasses.replace(subject, tokenizer=tokenizer)
+def test_our_server_is_asked_in_its_own_words(server, workload, tokenizer):
+    ours = dataclasses.replace(workload, tokenizer=tokenizer)
     requests = ours.stream_requests(3, 9)
     run = Server(str(server.client.base_url), "auto").run(3, requests)
     assert run.tokens == sum(request.params.max_tokens for request in requests)
@@ -208,7 +208,7 @@ def test_our_server_is_asked_in_its_own_dialect(server, subject, tokenizer):
 
 
 @pytest.mark.parametrize(("api", "words"), [("generate", "status 404"), ("completions", "v1/models")])
-def test_a_wrong_api_is_told(completions_url, subject, api, words):
+def test_a_wrong_api_is_told(completions_url, workload, api, words):
     url = completions_url if api == "generate" else f"{completions_url}/nowhere"
     with pytest.raises(SettingError, match=words):
-        Server(url, api).run(1, subject.requests(1))
+        Server(url, api).run(1, workload.requests(1))

@@ -12,7 +12,7 @@ from service.bench.costs import count_costs
 from service.bench.gpt_beside import open_gpt_beside
 from service.bench.limits import Limits, measure_limits
 from service.bench.offline import OfflineEngine
-from service.bench.subject import FAMILIES, open_subject, read_shape
+from service.bench.workload import FAMILIES, open_workload, read_shape
 from service.errors import SettingError
 from training.checkpoint import load_checkpoint
 from training.models.base import SlotSpec
@@ -25,44 +25,44 @@ def model_of_each(family, make_model_of) -> AnyModel:
     return make_model_of(family)
 
 
-def test_requests_are_the_same_each_time_and_differ_among_themselves(subject):
-    first, again, later = subject.requests(4), subject.requests(4), subject.requests(4, seed=1)
+def test_requests_are_the_same_each_time_and_differ_among_themselves(workload):
+    first, again, later = workload.requests(4), workload.requests(4), workload.requests(4, seed=1)
     assert first == again
     assert len({request.token_ids for request in first + later}) == 8
     assert all(len(request.token_ids) == 7 for request in first)
-    assert not subject.tokenizer.special_ids & {id_ for request in first for id_ in request.token_ids}
+    assert not workload.tokenizer.special_ids & {id_ for request in first for id_ in request.token_ids}
 
 
 @given(streams=st.integers(1, 9), rounds=st.integers(0, 5), rest=st.integers(0, 8))
-def test_streams_start_and_end_with_shorter_answers(subject, streams, rounds, rest):
+def test_streams_start_and_end_with_shorter_answers(workload, streams, rounds, rest):
     count = max(1, streams * rounds + rest)
-    lengths = [request.params.max_tokens for request in subject.stream_requests(streams, count)]
+    lengths = [request.params.max_tokens for request in workload.stream_requests(streams, count)]
     assert len(lengths) == count
-    assert all(1 <= length <= subject.max_tokens for length in lengths)
+    assert all(1 <= length <= workload.max_tokens for length in lengths)
     first, middle = lengths[:streams], lengths[streams : max(streams, count - streams)]
     assert first == sorted(first)
-    assert set(middle) <= {subject.max_tokens}
+    assert set(middle) <= {workload.max_tokens}
     if count >= 2 * streams:
         last = lengths[-streams:]
         assert last == sorted(last, reverse=True)
-        both = subject.max_tokens * (streams + 1) / streams
+        both = workload.max_tokens * (streams + 1) / streams
         assert all(abs(a + b - both) <= 1 for a, b in zip(first, last, strict=True))
 
 
-def test_more_requests_than_streams_are_all_computed(subject, settings):
-    run = OfflineEngine(subject.folder, settings).run(subject.requests(5), streams=2)
+def test_more_requests_than_streams_are_all_computed(workload, settings):
+    run = OfflineEngine(workload.folder, settings).run(workload.requests(5), streams=2)
     assert run.tokens == 5 * 20
 
 
-def test_two_streams_hold_twice_the_keys_and_values_of_one(subject, settings):
-    engine = OfflineEngine(subject.folder, settings)
-    one, two = (engine.run(subject.requests(2, seed=streams), streams).kv_cache_peak_bytes for streams in (1, 2))
+def test_two_streams_hold_twice_the_keys_and_values_of_one(workload, settings):
+    engine = OfflineEngine(workload.folder, settings)
+    one, two = (engine.run(workload.requests(2, seed=streams), streams).kv_cache_peak_bytes for streams in (1, 2))
     assert two == 2 * one <= engine.info.kv_cache_bytes
 
 
-def test_what_does_not_fit_the_context_is_refused(subject, settings):
-    engine = OfflineEngine(subject.folder, settings)
-    too_long = dataclasses.replace(subject, prompt_tokens=250).requests(1)
+def test_what_does_not_fit_the_context_is_refused(workload, settings):
+    engine = OfflineEngine(workload.folder, settings)
+    too_long = dataclasses.replace(workload, prompt_tokens=250).requests(1)
     with pytest.raises(SettingError, match="--prompt-tokens"):
         engine.run(too_long, 1)
 
@@ -104,12 +104,15 @@ def test_costs_are_those_of_the_model(model_of_each: AnyModel, dtype: str):
 
 
 def test_beside_another_family_stands_a_gpt_of_as_many_parameters_with_its_vocabulary():
-    with open_subject("lstm:2x96", 64, prompt_tokens=7, max_tokens=20) as subject, open_gpt_beside(subject) as folder:
-        gpt, lstm = load_checkpoint(folder), load_checkpoint(subject.folder)
+    with (
+        open_workload("lstm:2x96", 64, prompt_tokens=7, max_tokens=20) as workload,
+        open_gpt_beside(workload) as folder,
+    ):
+        gpt, lstm = load_checkpoint(folder), load_checkpoint(workload.folder)
         assert isinstance(gpt.model, GPT)
-        assert not subject.is_gpt
+        assert not workload.is_gpt
         assert gpt.manifest.num_parameters == pytest.approx(lstm.manifest.num_parameters, rel=0.3)
-        assert gpt.tokenizer.end_of_text_id == subject.tokenizer.end_of_text_id
+        assert gpt.tokenizer.end_of_text_id == workload.tokenizer.end_of_text_id
 
 
 def test_work_grows_with_the_batch_and_weights_are_read_once(gpt: GPT):

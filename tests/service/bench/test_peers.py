@@ -9,7 +9,7 @@ import pytest
 from service.bench.offline import OfflineEngine
 from service.bench.peers.choice import choose_peers
 from service.bench.peers.process import start_peer
-from service.bench.subject import Subject
+from service.bench.workload import Workload
 from service.config import EngineSettings
 from service.engine.loading import load_engine
 from service.errors import SettingError
@@ -19,10 +19,10 @@ from training.config import BudgetConfig, TrainConfig
 from training.errors import CheckpointError
 
 
-def answers_of_engine(subject: Subject, settings: EngineSettings, count: int) -> list[list[int]]:
-    engine = load_engine(subject.folder, settings)
-    answers = {request.id: [] for request in subject.requests(count)}
-    for request in subject.requests(count):
+def answers_of_engine(workload: Workload, settings: EngineSettings, count: int) -> list[list[int]]:
+    engine = load_engine(workload.folder, settings)
+    answers = {request.id: [] for request in workload.requests(count)}
+    for request in workload.requests(count):
         engine.add(Claim(request=request, epoch=1))
     while engine.has_work:
         for output in engine.step():
@@ -30,50 +30,50 @@ def answers_of_engine(subject: Subject, settings: EngineSettings, count: int) ->
     return list(answers.values())
 
 
-def test_transformers_and_engine_write_the_same(subject, settings):
-    info = OfflineEngine(subject.folder, settings).info
+def test_transformers_and_engine_write_the_same(workload, settings):
+    info = OfflineEngine(workload.folder, settings).info
     [choice] = choose_peers(["transformers"], [])
-    with start_peer(choice, subject, info, 3) as peer:
-        answer = peer.generate(subject.requests(3))
-        again = peer.run(subject.requests(1))
+    with start_peer(choice, workload, info, 3) as peer:
+        answer = peer.generate(workload.requests(3))
+        again = peer.run(workload.requests(1))
     assert peer.name == "transformers:fp32"
     assert peer.version
-    assert answer.token_ids == answers_of_engine(subject, settings, 3)
+    assert answer.token_ids == answers_of_engine(workload, settings, 3)
     assert len(answer.step_s) == 19
     assert sum(answer.step_s) < answer.seconds
     assert again.tokens == 20
 
 
-def test_a_model_of_a_foreign_layout_is_refused(subject, settings, make_gpt, tmp_path):
+def test_a_model_of_a_foreign_layout_is_refused(workload, settings, make_gpt, tmp_path):
     model = make_gpt(position="learned", vocab_size=64)
     folder = tmp_path / "foreign"
-    save_checkpoint(folder, model, subject.tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
+    save_checkpoint(folder, model, workload.tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
     info = OfflineEngine(folder, settings).info
     for engine in ("transformers", "llama.cpp"):
         [choice] = choose_peers([engine], [])
         with (
             pytest.raises((SettingError, CheckpointError)) as caught,
-            start_peer(choice, dataclasses.replace(subject, folder=folder), info, 1),
+            start_peer(choice, dataclasses.replace(workload, folder=folder), info, 1),
         ):
             pass
         assert "\n" not in str(caught.value)
 
 
-def test_a_python_without_the_peer_is_told(subject, settings):
-    info = OfflineEngine(subject.folder, settings).info
+def test_a_python_without_the_peer_is_told(workload, settings):
+    info = OfflineEngine(workload.folder, settings).info
     [choice] = choose_peers(["vllm"], [])
-    with pytest.raises(SettingError, match=r"--against vllm:fp32: .*vllm.*none"), start_peer(choice, subject, info, 1):
+    with pytest.raises(SettingError, match=r"--against vllm:fp32: .*vllm.*none"), start_peer(choice, workload, info, 1):
         pass
 
 
 @pytest.mark.parametrize(("script", "words"), [("exit 3", "it said nothing"), ("echo no room >&2; exit 1", "no room")])
-def test_a_peer_that_dies_is_told(subject, settings, tmp_path: Path, script, words):
+def test_a_peer_that_dies_is_told(workload, settings, tmp_path: Path, script, words):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    info = OfflineEngine(subject.folder, settings).info
+    info = OfflineEngine(workload.folder, settings).info
     [choice] = choose_peers(["transformers"], [str(python)])
-    with pytest.raises(SettingError, match=words), start_peer(choice, subject, info, 1):
+    with pytest.raises(SettingError, match=words), start_peer(choice, workload, info, 1):
         pass
 
 
@@ -98,8 +98,8 @@ def test_no_such_peer(against, pythons):
         choose_peers(against, pythons)
 
 
-def test_no_such_python(subject, settings):
-    info = OfflineEngine(subject.folder, settings).info
+def test_no_such_python(workload, settings):
+    info = OfflineEngine(workload.folder, settings).info
     [choice] = choose_peers(["vllm"], ["/nowhere/python"])
-    with pytest.raises(SettingError, match="--peer-python /nowhere/python"), start_peer(choice, subject, info, 1):
+    with pytest.raises(SettingError, match="--peer-python /nowhere/python"), start_peer(choice, workload, info, 1):
         pass

@@ -5,11 +5,11 @@ import pytest
 from torch import Tensor
 
 from service.config import EngineSettings
-from service.engine.cuda_graphs import GraphRunner, Step
+from service.engine.backends.cuda_graphs import GraphRunner, Step
+from service.engine.backends.paged_kv import Attention, PagedKV, PagedState
 from service.engine.engine import Engine
 from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
-from service.engine.paged_kv import Attention, PagedKV, PagedState
 from service.protocol import Claim, Request, SamplingParams
 from tests.conftest import SHAPES, SLOT_FAMILIES
 from training.models.families import AnyModel
@@ -82,7 +82,9 @@ def engine_of(way: str, tokenizer: CharTokenizer, make_graph_runner: MakeGraphRu
             num_pages = num_pages and num_pages * 4 // chosen.page_size
         engine = make_engine(model, tokenizer, chosen, num_pages=num_pages)
         if way == "graphs":
-            engine._runner = make_graph_runner(model, engine._pool.num_pages, chosen.page_size)
+            engine.backend = engine.backend._replace(
+                runner=make_graph_runner(model, engine.backend.pool.num_pages, chosen.page_size)
+            )
         return engine
 
     return make

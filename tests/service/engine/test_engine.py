@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.engine.backends.native_slots import NativeSlotRunner
+from service.engine.backends.torch_slots import TorchSlotRunner
 from service.engine.engine import Engine
-from service.engine.native_slots import NativeSlotRunner
-from service.engine.recurrent_slots import SlotRunner
 from service.protocol import Claim
 from training.models.families import AnyModel
 from training.models.gpt import GPT
@@ -36,8 +36,8 @@ def oracle(model: AnyModel, tokenizer: CharTokenizer, prompt: list[int], count: 
 
 def past_of(engine: Engine) -> list[Tensor]:
     """Everything that the engine keeps of its sequences."""
-    runner = engine._runner
-    if isinstance(runner, SlotRunner | NativeSlotRunner):
+    runner = engine.backend.runner
+    if isinstance(runner, TorchSlotRunner | NativeSlotRunner):
         return list(runner._slots.tensors.values())
     storage = getattr(runner, "_kv", runner)
     return [storage.keys, storage.values]
@@ -162,7 +162,7 @@ class Watched:
             assert output.id not in self.ended
             if output.end:
                 self.ended.add(output.id)
-        scheduler, pool = self.engine._scheduler, self.engine._pool
+        scheduler, pool = self.engine._scheduler, self.engine.backend.pool
         held = [page for sequence in scheduler.running for page in sequence.page_table]
         assert len(set(held)) == pool.num_pages - pool.num_free
         assert not any(sequence.page_table for sequence in scheduler.waiting)
@@ -201,7 +201,7 @@ def test_no_page_is_leaked_and_everyone_ends_under_any_order_of_submit_cancel_pr
         num_steps += 1
         assert num_steps < 3000
     assert watched.ended == set(added)
-    assert watched.engine._pool.num_free == watched.engine._pool.num_pages
+    assert watched.engine.backend.pool.num_free == watched.engine.backend.pool.num_pages
 
 
 def test_stop_string_across_tokens_ends_the_sequence(

@@ -10,7 +10,7 @@ from service.config import EngineSettings
 from service.engine.engine import Engine
 from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
-from service.engine.scheduler import Work
+from service.engine.scheduler import ScheduledChunk
 from service.errors import SettingError
 from service.protocol import Claim, End
 from training.models.gpt import GPT
@@ -33,15 +33,15 @@ class Sick:
     """A runner whose logits of one request are not finite from its `start`th row on, as a broken kernel's might be."""
 
     def __init__(self, engine: Engine, id_: str, start: int, value: float) -> None:
-        self._run = engine._runner.run
+        self._run = engine.backend.runner.run
         self._id = id_
         self._start = start
         self._value = value
-        engine._runner = self
+        engine.backend = engine.backend._replace(runner=self)
 
-    def run(self, works: list[Work]) -> Tensor:
-        logits = self._run(works).clone()
-        rows = [work.sequence.id for work in works for _ in range(work.num_logits)]
+    def run(self, chunks: list[ScheduledChunk]) -> Tensor:
+        logits = self._run(chunks).clone()
+        rows = [chunk.sequence.id for chunk in chunks for _ in range(chunk.num_logits)]
         for row in [row for row, id_ in enumerate(rows) if id_ == self._id]:
             self._start -= 1
             if self._start < 0:

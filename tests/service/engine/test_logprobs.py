@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from service.engine.engine import Engine, StepOutput
+from service.engine.engine import Engine
+from service.engine.interface import StepOutput
 from service.protocol import Claim, TokenLogprobs
 from training.models.gpt import GPT
 from training.objectives import cross_entropy

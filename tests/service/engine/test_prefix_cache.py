@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from torch import Tensor
 
+from service.engine.backends.native_paged import NativeRunner
 from service.engine.engine import Engine
-from service.engine.native import NativeRunner
-from service.engine.scheduler import FIXED_COST, PREFILL_SHARE, Scheduler, Work
+from service.engine.page_pool import PagePool
+from service.engine.scheduler import FIXED_COST, PREFILL_SHARE, ScheduledChunk, Scheduler
 from service.engine.sequence import Sequence
-from service.engine.state_pool import PagePool
 from service.protocol import Claim, End, Request, SamplingParams
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
@@ -32,8 +32,8 @@ class Recorded:
         self.engine = engine
         self.logits: dict[str, list[Tensor]] = {}
         self.ends: dict[str, End] = {}
-        self._sample = engine._sampler
-        engine._sampler = self._record
+        self._sample = engine.backend.sampler
+        engine.backend = engine.backend._replace(sampler=self._record)
 
     def _record(self, logits: Tensor, sequences: list[Sequence]) -> list[int | None]:
         for sequence, row in zip(sequences, logits, strict=True):
@@ -68,11 +68,11 @@ def test_a_hit_gives_the_tokens_that_computing_gives(
     found = warm.finish(*claims)
     cold = Recorded(engine_of(gpt, max_step_tokens=max_step_tokens, prefix_caching=False))
     assert found == cold.finish(*claims)
-    exact = isinstance(warm.engine._runner, NativeRunner)
+    exact = isinstance(warm.engine.backend.runner, NativeRunner)
     for name in prompts:
         for ours, computed in zip(warm.logits[name], cold.logits[name], strict=True):
             torch.testing.assert_close(ours, computed, rtol=0, atol=0 if exact else 1e-5)
-    size = warm.engine._pool.page_size
+    size = warm.engine.backend.pool.page_size
     # Of the first answer's 39 computed tokens the last page is not full; and the last token is always computed.
     assert {name: end.cached_tokens for name, end in warm.ends.items()} == {
         "first": 0,
@@ -93,7 +93,7 @@ def test_choices_that_come_at_once_share_their_prompt_and_answer_as_if_alone(
         alone = Recorded(engine_of(gpt)).finish(claim)
         assert tokens[claim.request.id] == alone[claim.request.id]
     assert len({tuple(ids) for ids in tokens.values()}) > 1
-    size = together.engine._pool.page_size
+    size = together.engine.backend.pool.page_size
     cached = 39 // size * size
     assert [together.ends[claim.request.id].cached_tokens for claim in claims] == [0, cached, cached, cached]
 
@@ -105,7 +105,7 @@ def test_a_step_tells_what_was_looked_up_and_found(
     for name in ("a", "b"):
         engine.add(make_claim(name, PROMPT))
     engine.step()
-    size = engine._pool.page_size
+    size = engine.backend.pool.page_size
     assert (engine.last_step.num_queried_tokens, engine.last_step.num_found_tokens) == (80, 39 // size * size)
     engine.step()
     assert (engine.last_step.num_queried_tokens, engine.last_step.num_found_tokens) == (0, 0)
@@ -129,7 +129,7 @@ def test_logits_that_are_not_finite_leave_nothing_in_the_cache(
     assert recorded.ends["bad"].finish_reason == "error"
     assert recorded.ends["good"].finish_reason != "error"
     assert recorded.ends["good"].cached_tokens == 0
-    assert recorded.engine._pool.usage == 0
+    assert recorded.engine.backend.pool.usage == 0
 
 
 # A small pool, whose storage holds for each slot the whole past of the token that was written there.
@@ -173,14 +173,14 @@ class Schedules(RuleBasedStateMachine):
     def step(self, drawn: list[int]) -> None:
         """Compute a step; what is drawn repeats, so that answers go on alike too."""
         decoding = {sequence for sequence in self.scheduler.running if sequence.num_to_compute == 1}
-        works = self.scheduler.schedule()
-        self.check_works(works, decoding)
-        for work in works:
-            self.write(work)
-        for work in works:
-            work.sequence.num_computed_tokens += work.num_tokens
+        chunks = self.scheduler.schedule()
+        self.check_works(chunks, decoding)
+        for chunk in chunks:
+            self.write(chunk)
+        for chunk in chunks:
+            chunk.sequence.num_computed_tokens += chunk.num_tokens
         self.each_reads_its_own_past()
-        sampled = [work.sequence for work in works if work.sequence.num_to_compute == 0]
+        sampled = [chunk.sequence for chunk in chunks if chunk.sequence.num_to_compute == 0]
         for index, sequence in enumerate(sampled):
             if sequence.append(drawn[index % len(drawn)], 0.0):
                 self.end(sequence)
@@ -212,19 +212,19 @@ class Schedules(RuleBasedStateMachine):
         self.scheduler.remove(sequence)
         self.arrivals.remove(sequence)
 
-    def check_works(self, works: list[Work], decoding: set[Sequence]) -> None:
-        sizes = [work.num_tokens for work in works]
+    def check_works(self, chunks: list[ScheduledChunk], decoding: set[Sequence]) -> None:
+        sizes = [chunk.num_tokens for chunk in chunks]
         assert sizes == sorted(sizes, key=lambda size: size > 1)
         assert sum(sizes) <= MAX_STEP_TOKENS
-        assert all(1 <= work.num_tokens <= work.sequence.num_to_compute for work in works)
-        computed = [work.sequence for work in works]
+        assert all(1 <= chunk.num_tokens <= chunk.sequence.num_to_compute for chunk in chunks)
+        computed = [chunk.sequence for chunk in chunks]
         assert not self.arrivals or self.arrivals[0] in computed, "the oldest always proceeds"
         if num_decodes := len(decoding.intersection(computed)):
             assert sum(sizes) - num_decodes <= PREFILL_SHARE * (FIXED_COST + num_decodes) * len(self.arrivals)
 
-    def write(self, work: Work) -> None:
-        sequence, first = work.sequence, work.sequence.num_computed_tokens
-        for position in range(first, first + work.num_tokens):
+    def write(self, chunk: ScheduledChunk) -> None:
+        sequence, first = chunk.sequence, chunk.sequence.num_computed_tokens
+        for position in range(first, first + chunk.num_tokens):
             self.storage[slot(sequence, position)] = past(sequence, position)
 
     def each_reads_its_own_past(self) -> None:

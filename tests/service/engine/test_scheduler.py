@@ -2,9 +2,9 @@ from collections.abc import Callable
 
 import pytest
 
-from service.engine.scheduler import FIXED_COST, PREFILL_SHARE, Scheduler, Work
+from service.engine.page_pool import PagePool
+from service.engine.scheduler import FIXED_COST, PREFILL_SHARE, ScheduledChunk, Scheduler
 from service.engine.sequence import Sequence
-from service.engine.state_pool import PagePool
 from service.protocol import Claim
 from training.models.base import UNBOUNDED_CONTEXT
 from training.tokenizers.char import CharTokenizer
@@ -18,14 +18,14 @@ def make_sequence(tokenizer: CharTokenizer, make_claim: Callable[..., Claim]) ->
     return lambda name, num_tokens: Sequence(make_claim(name, [ord(name[0])] * num_tokens), tokenizer, 0.0)
 
 
-def advance(works: list[Work]) -> list[tuple[str, int]]:
+def advance(chunks: list[ScheduledChunk]) -> list[tuple[str, int]]:
     """Do as the engine does with a step, and return what it was."""
-    for work in works:
-        samples = work.num_logits
-        work.sequence.num_computed_tokens += work.num_tokens
+    for chunk in chunks:
+        samples = chunk.num_logits
+        chunk.sequence.num_computed_tokens += chunk.num_tokens
         if samples:
-            work.sequence.token_ids.append(1)
-    return [(work.sequence.id, work.num_tokens) for work in works]
+            chunk.sequence.token_ids.append(1)
+    return [(chunk.sequence.id, chunk.num_tokens) for chunk in chunks]
 
 
 def test_decodes_come_first_and_a_long_prefill_takes_what_is_left(make_sequence: MakeSequence) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.config import EngineSettings
-from service.engine.engine import Engine, StepOutput
+from service.engine.engine import Engine
+from service.engine.interface import StepOutput
 from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
 from service.engine.sequence import Sequence
@@ -95,10 +96,8 @@ def test_guesses_are_made_only_where_they_measure_faster(
     speculation, guessed = Speculation(), 0
     sequence = Sequence(make_claim("a", [1, 2, 3] * 9, max_tokens=5000), tokenizer, 0.0)
     for _ in range(10 * PERIOD):
-        speculation.guess(sequence)
-        guessed += bool(sequence.draft)
+        is_guess = bool(speculation.guess(sequence))
+        guessed += is_guess
         # A step with a draft takes twice as long.
-        num_tokens = tokens_of_a_guess if sequence.draft else 1
-        speculation.measure(bool(sequence.draft), num_tokens, 2.0 if sequence.draft else 1.0)
-        sequence.draft = []
+        speculation.measure(is_guess, tokens_of_a_guess if is_guess else 1, 2.0 if is_guess else 1.0)
     assert (guessed / (10 * PERIOD) > share) == (tokens_of_a_guess > 2)

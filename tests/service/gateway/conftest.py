@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import queue
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from queue import Queue
 
 import httpx
 import pytest
@@ -20,7 +20,7 @@ from service.gateway.key_ring import KeyRing
 from service.gateway.models import ServedModel
 from service.gateway.server import GatewayServer, make_server
 from service.protocol import Claim, Emission, EmitStatus, End, FinishReason, Request, TokenLogprobs
-from service.queue.local import LocalQueue
+from service.queue.local.gateway import LocalQueue
 from training.tokenizers.bpe import BpeTokenizer
 
 REPLY = "né 🦜 and on it goes.\nAct II, in which nothing happens at all. "
@@ -38,10 +38,10 @@ class ScriptedEngine:
     until it is cancelled, `mute` is claimed and never answered.
     """
 
-    def __init__(self, home: LocalQueue) -> None:
-        self.claimed: queue.Queue[Claim] = queue.Queue()
-        self.cancelled: queue.Queue[str] = queue.Queue()
-        self._home = home
+    def __init__(self, queue: LocalQueue) -> None:
+        self.claimed: Queue[Claim] = Queue()
+        self.cancelled: Queue[str] = Queue()
+        self._queue = queue
 
     def wait_for_claims(self, prompt: str, count: int = 1) -> dict[str, Request]:
         """Return the sequences of `prompt`, by id, once `count` of them are claimed."""
@@ -59,10 +59,10 @@ class ScriptedEngine:
             missing.discard(self.cancelled.get(timeout=60))
 
     async def run(self, worker: str = "w") -> None:
-        self._home.register(worker, {MODEL.name: MODEL.revision})
+        self._queue.register(worker, {MODEL.name: MODEL.revision})
         async with asyncio.TaskGroup() as group:
-            while self._home.renew(worker):
-                for claim in await self._home.claim(worker, 64, wait_s=0.2):
+            while self._queue.renew(worker):
+                for claim in await self._queue.claim(worker, 64, wait_s=0.2):
                     self.claimed.put(claim)
                     group.create_task(self._answer(worker, claim))
 
@@ -79,7 +79,7 @@ class ScriptedEngine:
                 logprobs=_tell(token_ids, claim),
                 prompt_logprobs=_tell(prompt[1:], claim) if base == 0 else (),
             )
-            status = self._home.emit(worker, [emission])[0]
+            status = self._queue.emit(worker, [emission])[0]
             if status is not EmitStatus.OK:
                 self.cancelled.put(claim.request.id)
                 return
@@ -136,7 +136,7 @@ class Gateway:
     app: FastAPI
     server: GatewayServer
     engine: ScriptedEngine
-    home: LocalQueue
+    queue: LocalQueue
     loop: asyncio.AbstractEventLoop = field(repr=False)
 
     def generate(self, **body: object) -> httpx.Response:
@@ -164,13 +164,13 @@ def run_gateway(
     keeps_cut: bool = False,
     **settings: object,
 ) -> Iterator[Gateway]:
-    home = LocalQueue(queue_settings or QueueSettings())
-    engine = ScriptedEngine(home)
-    started: queue.Queue[asyncio.AbstractEventLoop] = queue.Queue()
+    queue = LocalQueue(queue_settings or QueueSettings())
+    engine = ScriptedEngine(queue)
+    started: Queue[asyncio.AbstractEventLoop] = Queue()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(home.keep_reaping())]
+        tasks = [asyncio.create_task(queue.keep_reaping())]
         if with_worker:
             tasks.append(asyncio.create_task(engine.run()))
         started.put(asyncio.get_running_loop())
@@ -180,7 +180,7 @@ def run_gateway(
         await asyncio.wait(tasks)
 
     limits = GatewaySettings(**({"drain_s": 0.1} | settings))
-    app = create_app(home, [MODEL], limits, keys=keys, lifespan=lifespan)
+    app = create_app(queue, [MODEL], limits, keys=keys, lifespan=lifespan)
     server = make_server(app, limits, keeps_cut=keeps_cut)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     port = listener.getsockname()[1]
@@ -191,7 +191,7 @@ def run_gateway(
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
             while with_worker and client.get("/readyz").status_code != 200:
                 pass
-            yield Gateway(port, client, app, server, engine, home, loop)
+            yield Gateway(port, client, app, server, engine, queue, loop)
     finally:
         server.should_exit = True
         thread.join(30)

@@ -1,4 +1,4 @@
-"""One choice read from a place on: what follows is what a reader of all of it would have read there."""
+"""One choice read from a position on: what follows is what a reader of all of it would have read there."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.detokenizer import TextStream
 from service.errors import Diverged
 from service.gateway.choice import Choice
-from service.gateway.places import START, Place
+from service.gateway.stream_position import START, StreamPosition
 from service.protocol import End, Request, SamplingParams, TokenLogprobs, Update
 from training.tokenizers.bpe import BpeTokenizer
 
@@ -38,27 +38,27 @@ def make_update(base: int, ids: list[int], end: End | None = None) -> Update:
     return Update(id="0-0", base=base, token_ids=tuple(ids), end=end, logprobs=told, prompt_logprobs=prompt)
 
 
-def read(request: Request, updates: list[Update], after: Place = START) -> tuple[str, list[int], list[int]]:
+def read(request: Request, updates: list[Update], after: StreamPosition = START) -> tuple[str, list[int], list[int]]:
     choice = Choice(request, 0, TOKENIZER, after)
-    pieces = [piece for update in updates if (piece := choice.take(update)) is not None]
-    assert [piece.end for piece in pieces] == [None] * (len(pieces) - 1) + [END]
-    assert pieces[-1].place == Place(choice.num_tokens, True)
+    deltas = [delta for update in updates if (delta := choice.take(update)) is not None]
+    assert [delta.end for delta in deltas] == [None] * (len(deltas) - 1) + [END]
+    assert deltas[-1].position == StreamPosition(choice.num_tokens, True)
     return (
-        "".join(piece.text for piece in pieces),
-        [id_ for piece in pieces for id_ in piece.token_ids],
-        [id_ for piece in pieces for id_ in piece.logprobs.token_ids],
+        "".join(delta.text for delta in deltas),
+        [id_ for delta in deltas for id_ in delta.token_ids],
+        [id_ for delta in deltas for id_ in delta.logprobs.token_ids],
     )
 
 
 @given(
     ids=token_ids, stop=stops, cuts=st.sets(st.integers(1, 11)), other_cuts=st.sets(st.integers(1, 11)), data=st.data()
 )
-def test_what_follows_a_place_is_the_text_that_its_tokens_had_not_settled(ids, stop, cuts, other_cuts, data):
+def test_what_follows_a_position_is_the_text_that_its_tokens_had_not_settled(ids, stop, cuts, other_cuts, data):
     request = make_request(stop, echo=data.draw(st.booleans()))
     text, told_ids, logprobs = read(request, split(ids, cuts))
     known = data.draw(st.integers(1, len(ids))) if ids else 0
     settled = ("pr" if request.echo else "") + TextStream(TOKENIZER, stop).push(ids[:known])
-    rest = read(request, split(ids, other_cuts), Place(known))
+    rest = read(request, split(ids, other_cuts), StreamPosition(known))
     assert told_ids == ids
     if known:
         assert (settled + rest[0], rest[1], rest[2]) == (text, ids[known:], ids[known:])
@@ -68,13 +68,13 @@ def test_what_follows_a_place_is_the_text_that_its_tokens_had_not_settled(ids, s
 
 @given(ids=token_ids, stop=stops)
 def test_after_an_end_there_is_the_end_alone(ids, stop):
-    assert read(make_request(stop, echo=True), split(ids, set()), Place(len(ids), True)) == ("", [], [])
+    assert read(make_request(stop, echo=True), split(ids, set()), StreamPosition(len(ids), True)) == ("", [], [])
 
 
-@pytest.mark.parametrize("place", [Place(4), Place(4, True), Place(2, True)])
-def test_a_place_that_the_log_never_had_is_told(place):
+@pytest.mark.parametrize("position", [StreamPosition(4), StreamPosition(4, True), StreamPosition(2, True)])
+def test_a_position_that_the_log_never_had_is_told(position):
     with pytest.raises(Diverged):
-        read(make_request(), split(list(b"abc"), set()), place)
+        read(make_request(), split(list(b"abc"), set()), position)
 
 
 def test_a_prompt_that_is_no_longer_kept_hinders_nobody():

@@ -1,4 +1,4 @@
-"""What `POST /generate` answers: the same words in one piece and as a stream."""
+"""What `POST /generate` answers: the same words in one JSON answer and as a stream."""
 
 import json
 import re
@@ -17,14 +17,14 @@ def read_stream(text: str) -> tuple[list[dict], list[str]]:
     return [json.loads(match[2]) for match in matches], [match[1] for match in matches]
 
 
-def count_places(frames: list[dict], num_choices: int) -> list[str]:
+def count_positions(frames: list[dict], num_choices: int) -> list[str]:
     """What each frame's id must tell: the tokens of every choice so far, and which have ended."""
-    counts, ends, places = [0] * num_choices, [""] * num_choices, []
+    counts, ends, positions = [0] * num_choices, [""] * num_choices, []
     for frame in frames:
         counts[frame["index"]] += len(frame["token_ids"])
         ends[frame["index"]] = "e" if frame["finish_reason"] else ""
-        places.append(".".join(f"{count}{end}" for count, end in zip(counts, ends, strict=True)))
-    return places
+        positions.append(".".join(f"{count}{end}" for count, end in zip(counts, ends, strict=True)))
+    return positions
 
 
 def test_answer_has_text_tokens_reasons_usage_seed_and_timings(gateway):
@@ -89,7 +89,9 @@ def test_stream_has_the_same_text_tokens_and_ends(gateway, body):
             assert [entry for frame in own for entry in frame["logprobs"][key]] == choice["logprobs"][key]
         assert choice["logprobs"] or not any(frame["logprobs"] for frame in own)
     assert {frame["id"] for frame in frames} == {stream.headers["x-request-id"]}
-    assert ids == [f"{frames[0]['id']}-{place}" for place in count_places(frames, len(whole.json()["choices"]))]
+    assert ids == [
+        f"{frames[0]['id']}-{position}" for position in count_positions(frames, len(whole.json()["choices"]))
+    ]
     assert frames[-1]["usage"] == whole.json()["usage"]
     assert frames[-1]["seed"] == 3
     assert "timings" in frames[-1]

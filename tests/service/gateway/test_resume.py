@@ -242,7 +242,7 @@ def test_a_request_that_killed_its_workers_is_a_500_of_its_own(start_gateway):
     with start_gateway(queue_settings=QueueSettings(max_attempts=1)) as gateway, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(gateway.generate, prompt="mute poison", echo=True, logprobs=0)
         (request_id,) = gateway.engine.wait_for_claims("mute poison")
-        gateway.call(lambda: gateway.home.lose("w"))
+        gateway.call(lambda: gateway.queue.lose("w"))
         error = answer.result().json()["error"]
         assert (answer.result().status_code, error["code"]) == (500, "quarantined")
         assert answer.result().headers["x-should-retry"] == "false"
@@ -252,7 +252,7 @@ def test_a_request_that_killed_its_workers_is_a_500_of_its_own(start_gateway):
 
 def break_watch(gateway, error: Exception, after: int):
     """Let every watch of the queue fail once it has yielded so often; return what mends it."""
-    whole = gateway.home.watch
+    whole = gateway.queue.watch
 
     async def watch(request_ids):
         count = 0
@@ -262,8 +262,8 @@ def break_watch(gateway, error: Exception, after: int):
             if count == after:
                 raise error
 
-    gateway.home.watch = watch
-    return lambda: setattr(gateway.home, "watch", whole)
+    gateway.queue.watch = watch
+    return lambda: setattr(gateway.queue, "watch", whole)
 
 
 def test_a_queue_out_of_reach_ends_the_stream_with_an_error_and_it_can_be_resumed(start_gateway):
@@ -296,7 +296,7 @@ def test_without_the_queue_it_is_a_503_that_says_when_to_come_back(start_gateway
         raise Unavailable("the queue cannot be reached")
 
     with start_gateway() as gateway:
-        setattr(gateway.home, verb, fail)
+        setattr(gateway.queue, verb, fail)
         answer = gateway.client.request(*ask, json={"prompt": "a"} if ask[0] == "POST" else None)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
         assert answer.headers["retry-after"] == "1"

@@ -50,7 +50,7 @@ def test_ready_means_a_worker_for_every_model_and_not_draining(start_gateway, pa
         assert "tiny" in answer.json()["error"]["message"]
     with start_gateway() as gateway:
         assert gateway.client.get(path).json() == {"status": "ready"}
-        gateway.app.state.admission.draining = True
+        gateway.app.state.lifecycle.drain()
         assert gateway.client.get(path).status_code == 503
         assert gateway.client.get(path).headers["retry-after"]
         assert gateway.generate(prompt="a").status_code == 503

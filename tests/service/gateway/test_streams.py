@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 from service.config import QueueSettings
 from service.errors import BadRequest, NotFound
 from service.gateway.models import ServedModel
-from service.gateway.places import read_after
 from service.gateway.sse import EventStream
+from service.gateway.stream_position import read_after
 from service.gateway.streams import Streams
 from service.metrics import GatewayMetrics
 from service.protocol import Emission, End, Request, SamplingParams, TokenLogprobs
-from service.queue.local import LocalQueue
+from service.queue.local.gateway import LocalQueue
 from training.tokenizers.bpe import BpeTokenizer
 
 ANSWER = "0123456789abcdef" * 2

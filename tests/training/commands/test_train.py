@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tests.training.commands.test_convert import require_refusal
 from training.__main__ import app
-from training.commands.dial import plan_run, with_minutes
+from training.commands.auto_config import plan_run, with_minutes
 from training.errors import ConfigError
 
 

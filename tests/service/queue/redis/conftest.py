@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import uvloop
 
-from service.identity import Identity
 from service.protocol import Emission
+from service.queue.process_identity import ProcessIdentity
 from service.queue.redis.worker import RedisWorkerQueue
 from tests.fleet.proxy import HOST, Proxy
 
@@ -73,7 +73,7 @@ def run_in_loop(request) -> Callable[[Coroutine[Any, Any, Any]], Any]:
 @pytest.fixture
 def connect():
     """A function that makes a worker's face, of a name and a machine of its own: none sees another dead."""
-    identities = (Identity(name=f"w{i}", machine=f"m{i}", pid=1, started=0.0) for i in itertools.count())
+    identities = (ProcessIdentity(name=f"w{i}", machine=f"m{i}", pid=1, started=0.0) for i in itertools.count())
     opened = []
 
     def make(url, lease_s=20.0, **fields):

@@ -11,7 +11,7 @@ from service.errors import Unavailable
 from service.queue.redis.address import Address
 from service.queue.redis.connection import ANSWER_WITHIN_S, MAX_CALLS, Connection
 from service.queue.redis.gateway import RedisQueue
-from service.queue.redis.news import News
+from service.queue.redis.subscriptions import Subscriptions
 from tests.fleet.redis_server import HOST
 from tests.fleet.waiting import PATIENCE_S
 
@@ -74,7 +74,7 @@ def test_leaving_never_hangs_wherever_a_subscription_stands(run_in_loop, proxy, 
     async def main():
         for i in range(20):
             async with asyncio.timeout(PATIENCE_S), Connection(Address(far_url)) as connection:
-                connection.start(News(connection, "g").keep_listening())
+                connection.start(Subscriptions(connection, "g").keep_listening())
                 await asyncio.sleep(i * MOMENT_S)
 
     run_in_loop(main())
@@ -83,7 +83,7 @@ def test_leaving_never_hangs_wherever_a_subscription_stands(run_in_loop, proxy, 
 def test_leaving_never_hangs_where_the_server_is_away(run_async, server):
     async def main():
         async with asyncio.timeout(PATIENCE_S), Connection(Address(server.url)) as connection:
-            connection.start(News(connection, "g").keep_listening())
+            connection.start(Subscriptions(connection, "g").keep_listening())
             await connection.call("stats")
             server.pause()
             connection.start(connection.persist("stats", for_s=PATIENCE_S))

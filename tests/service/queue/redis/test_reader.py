@@ -21,7 +21,7 @@ def logprobs_of(token_ids):
 
 
 def hint(log, base, stop, end=None):
-    """News of the tokens from `base` up to `stop`; the first of all has the prompt's log-probabilities."""
+    """Subscriptions of the tokens from `base` up to `stop`; the first of all has the prompt's log-probabilities."""
     token_ids = log[base:stop]
     prompt = PROMPT if base == 0 and token_ids else ()
     logprobs = logprobs_of(token_ids)
@@ -59,12 +59,12 @@ class Reading:
                 return
 
     def finish(self, log, end):
-        self.reader.doubt()
+        self.reader.invalidate()
         self.look(log, end)
 
     def hear_all(self, *hints):
         for one in hints:
-            self.reader.hear(one)
+            self.reader.on_hint(one)
 
     @property
     def token_ids(self):
@@ -94,7 +94,7 @@ def test_each_token_comes_once_and_in_order_whatever_becomes_of_hints(data, log)
     for num_logged in sorted(data.draw(st.lists(st.integers(0, len(log)), max_size=8))):
         reading.hear_all(*some_hints(data, log[:num_logged]))
         if data.draw(st.booleans()):
-            reading.reader.doubt()
+            reading.reader.invalidate()
         if data.draw(st.booleans()):
             reading.look(log[:num_logged])
             assert reading.token_ids == log[: len(reading.token_ids)]
@@ -112,7 +112,7 @@ def test_a_log_that_lost_its_tail_may_grow_the_same_again_and_not_otherwise(data
     reading = Reading()
     reading.hear_all(hint(log, 0, len(log)))
     reading.look(log)
-    reading.reader.doubt()  # the server took its subscribers along
+    reading.reader.invalidate()  # the server took its subscribers along
     grows_the_same = regrown[: len(log)] == log
 
     def go_on():
@@ -174,12 +174,12 @@ def test_what_is_heard_at_once_is_one_update():
     reading.check(log, STOP)
 
 
-def test_news_wake_whoever_waits_and_a_request_that_is_gone_is_told():
-    news = asyncio.Event()
-    reader = Reader("a", news)
-    for tell in (reader.doubt, lambda: reader.hear(hint((1,), 0, 1))):
-        news.clear()
+def test_changed_wake_whoever_waits_and_a_request_that_is_gone_is_told():
+    changed = asyncio.Event()
+    reader = Reader("a", changed)
+    for tell in (reader.invalidate, lambda: reader.on_hint(hint((1,), 0, 1))):
+        changed.clear()
         tell()
-        assert news.is_set()
+        assert changed.is_set()
     with pytest.raises(NotFound, match="'a'"):
         reader.read_log(None)
