@@ -85,6 +85,8 @@ class Reader:
             logprobs=tuple(msgspec.msgpack.decode(entry, type=TokenLogprobs) for entry in state.logprobs),
             prompt_logprobs=_prompt_logprobs(state.prompt_logprobs),
         )
+        # A log that lost its tail says nothing of what was yielded beyond it, and neither does a hint that follows.
+        self.must_read_log |= len(logged.token_ids) < len(self._seen)
         self._ready = self._advance(logged)
 
     def take(self) -> Update | None:

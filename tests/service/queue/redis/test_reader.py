@@ -21,7 +21,7 @@ def logprobs_of(token_ids):
 
 
 def hint(log, base, stop, end=None):
-    """Subscriptions of the tokens from `base` up to `stop`; the first of all has the prompt's log-probabilities."""
+    """A hint of the tokens from `base` up to `stop`; the first of all has the prompt's log-probabilities."""
     token_ids = log[base:stop]
     prompt = PROMPT if base == 0 and token_ids else ()
     logprobs = logprobs_of(token_ids)
@@ -49,14 +49,15 @@ class Reading:
     def look(self, log, end=None):
         """Take what is new; the log is `log` now, should it be asked for."""
         while not self.reader.has_ended:
-            if self.reader.must_read_log:
+            reads_log = self.reader.must_read_log
+            if reads_log:
                 self.reader.must_read_log = False
                 self.reader.read_log(state(log, end))
             update = self.reader.take()
             if update is not None:
                 self.updates.append(update)
-            elif not self.reader.must_read_log:
-                return
+            elif reads_log or not self.reader.must_read_log:
+                return  # a gateway waits for a change before it reads again
 
     def finish(self, log, end):
         self.reader.invalidate()
@@ -128,6 +129,17 @@ def test_a_log_that_lost_its_tail_may_grow_the_same_again_and_not_otherwise(data
         with pytest.raises(Diverged):
             go_on()
         assert reading.token_ids == log
+
+
+def test_a_hint_beyond_a_log_that_lost_its_tail_is_not_believed():
+    reading = Reading()
+    reading.look((1, 2, 3))
+    reading.reader.invalidate()
+    reading.look((1, 2))
+    reading.hear_all(hint((1, 2, 9, 4), 3, 4))
+    assert reading.token_ids == (1, 2, 3)
+    with pytest.raises(Diverged):
+        reading.look((1, 2, 9, 4))
 
 
 def test_a_log_that_ends_before_what_was_yielded_has_diverged():
