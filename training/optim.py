@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from training.config import OptimConfig
+from training.models.base import ParameterGroup
+from training.models.families import AnyModel
 from training.muon import Muon
 
 
@@ -31,27 +33,27 @@ class Optimizer:
     """Muon for the hidden matrices and AdamW for embeddings, head, norms and biases; or one of torch's for all.
 
     Args:
-        model: Whose parameters to move.
+        model: Whose parameters to move; it tells their groups.
         config: Rates, decay, momentum.
 
     Source: AdamW, Loshchilov and Hutter 2019 (arXiv 1711.05101).
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+    def __init__(self, model: AnyModel, config: OptimConfig) -> None:
         self.config = config
         self._named = dict(model.named_parameters())  # tied weights once
-        groups: dict[str, list[Tensor]] = {"matrix": [], "embed": [], "head": [], "other": []}
+        groups: dict[ParameterGroup, list[Tensor]] = {"matrix": [], "embed": [], "head": [], "other": []}
         for name, parameter in self._named.items():
-            groups[_kind(name, parameter)].append(parameter)
+            groups[model.group_of(name)].append(parameter)
         muon = groups.pop("matrix") if config.algorithm == "muon" else []
         rest = [
             {
-                "params": groups[kind],
-                "lr": getattr(config, f"{kind}_lr"),
-                "weight_decay": 0.0 if kind == "other" else config.weight_decay,
+                "params": groups[group],
+                "lr": getattr(config, f"{group}_lr"),
+                "weight_decay": 0.0 if group == "other" else config.weight_decay,
             }
-            for kind in groups
-            if groups[kind]
+            for group in groups
+            if groups[group]
         ]
         self._optimizers: list[torch.optim.Optimizer] = [_make_optimizer(rest, config)]
         if muon:
@@ -109,14 +111,6 @@ def _make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.
         case "sgd" | "momentum" | "nesterov" as kind:
             momentum = 0.0 if kind == "sgd" else config.momentum
             return torch.optim.SGD(groups, momentum=momentum, nesterov=kind == "nesterov")
-
-
-def _kind(name: str, parameter: Tensor) -> str:
-    if "embed" in name:
-        return "embed"
-    if name.startswith("lm_head"):
-        return "head"
-    return "matrix" if parameter.dim() == 2 else "other"
 
 
 class Average:

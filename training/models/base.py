@@ -6,7 +6,7 @@ F `n_hidden`, V `vocab_size`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 import torch
@@ -94,6 +94,8 @@ class CarriedState:
 
 
 State = TypeVar("State", contravariant=True)
+ParameterGroup = Literal["embed", "head", "matrix", "other"]
+"""What a parameter is to the optimizer, which has a learning rate for each: a table, the head, a matrix, the rest."""
 
 
 class LanguageModel(nn.Module, ABC, Generic[State]):
@@ -121,6 +123,15 @@ class LanguageModel(nn.Module, ABC, Generic[State]):
     def blocks(self) -> Iterable[nn.Module]:
         """The parts that are worth compiling, each on its own."""
         return ()
+
+    def group_of(self, name: str) -> ParameterGroup:
+        """Return the group of a parameter by what it is a part of; a family with parts of another kind says it here."""
+        module = self.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.Embedding):
+            return "embed"
+        if module is self.lm_head:
+            return "head"
+        return "matrix" if self.get_parameter(name).dim() == 2 else "other"
 
     @abstractmethod
     def hidden(self, token_ids: Tensor, state: State | None = None) -> Tensor:
