@@ -1,25 +1,33 @@
-"""Every setting of the service: frozen, typed, with its unit and its range; each part gets only its own table."""
+"""Every setting of the service: frozen, typed, with its unit and its range; each part gets only its own table.
+
+A field with an `option` is an option of every command that takes its table; the other fields are fixed.
+"""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from service.errors import SettingError
-from training.settings import Settings, require
+from training.settings import Settings, option, require
 
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+class LogSettings(Settings, frozen=True, kw_only=True):
+    """What is logged, and how."""
+
+    log_level: Annotated[LogLevel, option("Least level that is logged.")] = "info"
+    log_format: Annotated[LogFormat, option("plain: readable lines; json: an object a line.")] = "plain"
+
+
 class GatewaySettings(Settings, frozen=True, kw_only=True):
     """The HTTP side: where it listens and what it takes."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """TCP port; 0: any free one."""
-    max_body_bytes: int = 262_144
-    """Largest body of a request."""
+    host: Annotated[str, option("Address to listen on; 0.0.0.0: all.")] = "127.0.0.1"
+    port: Annotated[int, option("Port to listen on; 0: any free one.")] = 8000
+    max_body_bytes: Annotated[int, option("Largest body of a request.")] = 262_144
     receive_timeout_s: float = 10.0
     """Seconds in which header and body must have arrived."""
     write_timeout_s: float = 30.0
@@ -28,10 +36,10 @@ class GatewaySettings(Settings, frozen=True, kw_only=True):
     """Seconds of silence after which a stream sends a comment, so that no proxy takes it for dead."""
     max_connections: int = 2048
     """Connections open at once."""
-    wait_for_workers: bool = False
-    """Whether requests are taken also before a worker was ever seen, where workers start when something waits."""
-    drain_s: float = 30.0
-    """Seconds that running requests may still take after SIGTERM."""
+    wait_for_workers: Annotated[bool, option("Take requests also where no worker was seen yet, for it will come.")] = (
+        False
+    )
+    drain_s: Annotated[float, option("Seconds that running requests still have after SIGTERM.")] = 30.0
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65_535, "port", self.port, "a TCP port, 0 to 65535 (0: any free one)")
@@ -45,20 +53,15 @@ class GatewaySettings(Settings, frozen=True, kw_only=True):
 class QueueSettings(Settings, frozen=True, kw_only=True):
     """How much may wait, and how long a silent worker keeps its requests."""
 
-    max_queue_depth: int = 1024
-    """Requests that may wait."""
-    max_queue_tokens: int = 1_000_000
-    """Sum of `cost` over the waiting requests."""
-    max_tenant_depth: int = 1024
-    """Requests of one tenant that may wait."""
+    max_queue_depth: Annotated[int, option("Sequences that may wait.")] = 1024
+    max_queue_tokens: Annotated[int, option("Tokens, of prompts and to come, that may wait.")] = 1_000_000
+    max_tenant_depth: Annotated[int, option("Sequences of one tenant that may wait.")] = 1024
     max_age_s: float = 3600.0
     """Seconds after which a request without a deadline of its own is given up."""
-    lease_s: float = 5.0
-    """Seconds without a word after which a worker's requests go to another."""
+    lease_s: Annotated[float, option("Seconds without a word after which a worker's requests move on.")] = 5.0
     max_attempts: int = 3
     """Workers that may die with a request before it fails."""
-    keep_ended_s: float = 60.0
-    """Seconds that an ended request can still be read and submitted again without effect."""
+    keep_ended_s: Annotated[float, option("Seconds for which an ended answer can still be read and joined.")] = 60.0
 
     def __post_init__(self) -> None:
         for field in ("max_queue_depth", "max_queue_tokens", "max_tenant_depth", "max_attempts"):
@@ -70,25 +73,19 @@ class QueueSettings(Settings, frozen=True, kw_only=True):
 class EngineSettings(Settings, frozen=True, kw_only=True):
     """How much is computed at once, and with what."""
 
-    max_num_seqs: int = 64
-    """Sequences in one step."""
-    max_step_tokens: int = 512
-    """Tokens in one step: all decodes and the prefill chunks that fit beside them."""
+    max_num_seqs: Annotated[int, option("Sequences computed at once.")] = 64
+    max_step_tokens: Annotated[int, option("Tokens computed at once, prefill included.")] = 512
     page_size: int | None = None
     """Tokens in a page of keys and values; `None`: 256 on CUDA, for flash attention reads these in place, else 16."""
-    prefix_caching: bool = True
-    """Whether a prompt's pages are found again by a later one of the same tenant that begins alike."""
-    speculation: bool = True
-    """Whether a sequence that is alone may have its next tokens guessed, where that measures faster."""
-    kv_cache_mb: int | None = None
-    """MiB for keys and values; `None`: enough for `max_num_seqs` full contexts, within the memory there is."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    dtype: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    """Of the weights, and of what they are multiplied with; `auto`: the fastest that costs less than 0.001 nats."""
-
-    kernels: Literal["auto", "native", "torch"] = "auto"
-    """Who computes: the native kernels (the Qwen3 layout on a CPU), or torch; `auto`: native where it can."""
+    prefix_caching: Annotated[bool, option("Compute the common beginning of prompts once.")] = True
+    speculation: Annotated[bool, option("Guess the next tokens of a lone stream, where it is faster.")] = True
+    kv_cache_mb: Annotated[int | None, option("MiB for keys and values. Default: as many as are useful.")] = None
+    device: Annotated[str, option("auto, cpu, cuda or cuda:N.")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "int8"],
+        option("What is computed in. auto: int8 with the native kernels, bf16 on a GPU that has it, else fp32."),
+    ] = "auto"
+    kernels: Annotated[Literal["auto", "native", "torch"], option("What computes. auto: native where it can.")] = "auto"
 
     def __post_init__(self) -> None:
         for field in ("max_num_seqs", "max_step_tokens"):
@@ -102,10 +99,8 @@ class EngineSettings(Settings, frozen=True, kw_only=True):
 class WorkerSettings(Settings, frozen=True, kw_only=True):
     """How a worker lives with its queue."""
 
-    lease_s: float = 5.0
-    """The queue's lease, in seconds; renewed at 0.3 of it."""
-    drain_s: float = 30.0
-    """Seconds that running requests may still take after SIGTERM; the rest is handed back."""
+    lease_s: Annotated[float, option("Seconds without a word after which a worker's requests move on.")] = 5.0
+    drain_s: Annotated[float, option("Seconds that running requests still have after SIGTERM.")] = 30.0
     idle_wait_s: float = 0.2
     """Seconds of one wait for work while there is none; an idle worker leaves after one at the latest."""
     max_step_s: float = 15.0

@@ -21,3 +21,8 @@ def require(condition: bool, field: str, value: object, remedy: str) -> None:
     """
     if not condition:
         raise ValueError(f"{field} = {value!r}: {remedy}")
+
+
+def option(help_: str) -> msgspec.Meta:
+    """Make a field an option of the commands that take its table; `help_` is one line for `--help`."""
+    return msgspec.Meta(description=help_)

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from service.commands.options import option_of
 from service.config import EngineSettings, parse_settings
 from service.errors import SettingError
 
@@ -26,9 +27,9 @@ ShapeOption = Annotated[
 VocabOption = Annotated[int, typer.Option(help="Entries of the vocabulary of a --shape.")]
 PromptOption = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
 AnswerOption = Annotated[int, typer.Option(min=1, help="Tokens of each answer, exactly.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8: of the weights and their products.")]
-KvCacheOption = Annotated[int | None, typer.Option(help="MiB for keys and values. Default: as many as are useful.")]
+DeviceOption = option_of(EngineSettings, "device")
+DtypeOption = option_of(EngineSettings, "dtype")
+KvCacheOption = option_of(EngineSettings, "kv_cache_mb")
 CpusOption = Annotated[
     str | None, typer.Option(metavar="N,N,…", help="Keep to these CPUs, with all that is started. Default: any.")
 ]

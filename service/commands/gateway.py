@@ -8,53 +8,33 @@ import uvloop
 
 from service.commands.backends import open_gateway_queue, open_key_ring
 from service.commands.options import (
-    GATEWAY,
-    QUEUE,
     AllowAnyoneOption,
-    BodyBytesOption,
-    DrainOption,
-    HostOption,
-    KeepEndedOption,
     KeysOption,
-    LogFormatOption,
-    LogLevelOption,
     ModelsOption,
-    PortOption,
-    QueueDepthOption,
     QueueOption,
-    QueueTokensOption,
-    TenantDepthOption,
-    WaitForWorkersOption,
     find_folders,
     start_process,
+    with_settings,
 )
-from service.config import GatewaySettings, QueueSettings, parse_settings
+from service.config import GatewaySettings, LogSettings, QueueSettings
 from service.gateway.key_ring import KeyRing
 from service.serving import Models, listen, serve_gateway
 from training.manifest import read_manifest
 
 
+@with_settings
 def gateway(
+    *,
     queue: QueueOption,
     model: ModelsOption = None,
-    host: HostOption = GATEWAY.host,
-    port: PortOption = GATEWAY.port,
     keys: KeysOption = None,
     allow_anyone: AllowAnyoneOption = False,
-    wait_for_workers: WaitForWorkersOption = GATEWAY.wait_for_workers,
-    max_queue_depth: QueueDepthOption = QUEUE.max_queue_depth,
-    max_queue_tokens: QueueTokensOption = QUEUE.max_queue_tokens,
-    max_tenant_depth: TenantDepthOption = QUEUE.max_tenant_depth,
-    keep_ended_s: KeepEndedOption = QUEUE.keep_ended_s,
-    max_body_bytes: BodyBytesOption = GATEWAY.max_body_bytes,
-    drain_s: DrainOption = GATEWAY.drain_s,
-    log_level: LogLevelOption = "info",
-    log_format: LogFormatOption = "plain",
+    settings: GatewaySettings,
+    queue_settings: QueueSettings,
+    logging: LogSettings,
 ) -> None:
     """Answer HTTP for the workers behind --queue; any number of gateways may."""
-    options = dict(locals())
-    start_process(log_level, log_format)
-    settings, queue_settings = parse_settings(GatewaySettings, options), parse_settings(QueueSettings, options)
+    start_process(logging)
     ring = open_key_ring(keys, queue)
     models = {name: (folder, read_manifest(folder)) for name, folder in find_folders(model).items()}
     with (

@@ -1,28 +1,27 @@
-"""Options that several commands have, and how a process of the service starts. Defaults are those of the settings."""
+"""Options of the commands, made from the tables of settings, and those that no table has; how a process starts."""
 
+import functools
+import inspect
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from service.config import EngineSettings, GatewaySettings, LogFormat, LogLevel, QueueSettings, WorkerSettings
-from service.engine.kernels.library import built_levels
+from service.config import LogSettings, parse_settings
 from service.errors import SettingError
 from service.logs import configure_logging
 from training.manifest import resolve_checkpoint
+from training.settings import Settings
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "shakespeare"
-GATEWAY, QUEUE, ENGINE, WORKER = GatewaySettings(), QueueSettings(), EngineSettings(), WorkerSettings()
 
 ModelsOption = Annotated[
     list[str] | None,
     typer.Option(metavar="[NAME=]FOLDER", help="Checkpoint to serve; repeatable. Default: the bundled one."),
 ]
-HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")]
-PortOption = Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")]
 QueueOption = Annotated[
     str,
     typer.Option(
@@ -34,46 +33,53 @@ KeysOption = Annotated[
     typer.Option(metavar="FILE|redis", envvar="MINIGPT_KEYS", help="API keys: in a file, or in the queue's Redis."),
 ]
 AllowAnyoneOption = Annotated[bool, typer.Option("--allow-anyone", help="Listen beyond this machine without API keys.")]
-WaitForWorkersOption = Annotated[
-    bool,
-    typer.Option("--wait-for-workers", help="Take requests also where no worker was seen yet, for it will come."),
-]
-QueueDepthOption = Annotated[int, typer.Option(help="Sequences that may wait.")]
-QueueTokensOption = Annotated[int, typer.Option(help="Tokens, of prompts and to come, that may wait.")]
-TenantDepthOption = Annotated[int, typer.Option(help="Sequences of one tenant that may wait.")]
-KeepEndedOption = Annotated[
-    float, typer.Option(help="Seconds for which an answer can still be read after its end, and asked for by its key.")
-]
-BodyBytesOption = Annotated[int, typer.Option(help="Largest body of a request.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[
-    str, typer.Option(help="auto, fp32, bf16 or int8. auto: int8 with the native kernels, bf16 on a GPU, else fp32.")
-]
-KernelsOption = Annotated[
-    str,
-    typer.Option(
-        help=f"auto, native or torch. auto: native where it can. Native here: {', '.join(built_levels()) or 'none'}."
-    ),
-]
-NumSeqsOption = Annotated[int, typer.Option(help="Sequences computed at once.")]
-StepTokensOption = Annotated[int, typer.Option(help="Tokens computed at once, prefill included.")]
-PrefixCachingOption = Annotated[bool, typer.Option(help="Compute the common beginning of prompts once.")]
-SpeculationOption = Annotated[bool, typer.Option(help="Guess the next tokens of a lone stream, where it is faster.")]
-KvCacheOption = Annotated[int | None, typer.Option(help="MiB for keys and values. Default: as many as are useful.")]
-DrainOption = Annotated[float, typer.Option(help="Seconds that running requests still have after SIGTERM.")]
-LeaseOption = Annotated[float, typer.Option(help="Seconds without a word after which a worker's requests move on.")]
-LogLevelOption = Annotated[LogLevel, typer.Option(help="Least level that is logged.")]
-LogFormatOption = Annotated[LogFormat, typer.Option(help="plain: readable lines; json: an object a line.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def start_process(log_level: LogLevel, log_format: LogFormat) -> None:
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Let `command` be typed with the options of the tables of settings that it takes as parameters.
+
+    A field that two tables have is one option, and both get its value.
+
+    Raises:
+        SettingError: from the command, for a value out of range.
+    """
+    signature = inspect.signature(command)
+    tables = {p.name: p.annotation for p in signature.parameters.values() if _is_table(p.annotation)}
+    options: dict[str, inspect.Parameter] = {}
+    for parameter in signature.parameters.values():
+        for option in _options_of(parameter.annotation) if parameter.name in tables else [parameter]:
+            options.setdefault(option.name, option.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:  # noqa: ANN401 - whatever the options are
+        given = {name: parse_settings(table, values) for name, table in tables.items()}
+        command(**given, **{name: values[name] for name in signature.parameters if name not in tables})
+
+    run.__signature__ = signature.replace(parameters=list(options.values()))  # type: ignore[attr-defined]
+    run.__annotations__ = {name: option.annotation for name, option in options.items()}
+    return run
+
+
+def option_of(table: type[Settings], field: str) -> Any:  # noqa: ANN401 - a type, for the annotation of a parameter
+    """Return the type of a parameter that is the option of one field."""
+    return next(option.annotation for option in _options_of(table) if option.name == field)
+
+
+def command_line(settings: Settings) -> list[str]:
+    """Return the options that say `settings`, where they differ from the defaults."""
+    default = type(settings)()
+    pairs = [(option.name, getattr(settings, option.name)) for option in _options_of(type(settings))]
+    return [_written(name.replace("_", "-"), value) for name, value in pairs if value != getattr(default, name)]
+
+
+def start_process(logging: LogSettings) -> None:
     """Configure the log; SIGTERM ends the process at once, until the work has begun and has its own way to end.
 
     Without a handler the kernel would keep the signal from the first process of a container, and an exception from the
     handler would be swallowed where torch is being imported. There is nothing yet that could be lost.
     """
-    configure_logging(log_level, log_format)
+    configure_logging(logging.log_level, logging.log_format)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 
@@ -96,3 +102,33 @@ def find_folders(models: Sequence[str] | None) -> dict[str, Path]:
             raise SettingError(f"--model {option}: give each model a name of its own, NAME=FOLDER")
         folders[name] = resolve_checkpoint(Path(folder))
     return folders
+
+
+def _is_table(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
+
+
+def _options_of(table: type[Settings]) -> Iterator[inspect.Parameter]:
+    """Yield the options of a table as parameters of a command, in the order of its fields."""
+    defaults = table()
+    for name, hint in get_type_hints(table, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            default = getattr(defaults, name)
+            annotation = _typed(name, *get_args(hint), default=default, panel=table.__name__.removesuffix("Settings"))
+            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _typed(name: str, type_: Any, meta: Any, *, default: object, panel: str) -> Any:  # noqa: ANN401
+    flag = f"--{name.replace('_', '-')}"
+    option = functools.partial(typer.Option, help=meta.description, rich_help_panel=panel)
+    if type_ is bool:  # one that is off needs no way to say so
+        return Annotated[bool, option(*([] if default else [flag]))]
+    if get_origin(type_) is Literal:  # what is none of them is refused as every other value is, in one line
+        return Annotated[str, option(flag, metavar=f"[{'|'.join(get_args(type_))}]")]
+    return Annotated[type_, option(flag)]
+
+
+def _written(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"

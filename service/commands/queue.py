@@ -8,8 +8,9 @@ from typing import Annotated, TypeVar
 import typer
 
 from service.commands.backends import open_gateway_queue
-from service.commands.options import QUEUE, JsonOption, QueueOption
+from service.commands.options import JsonOption, QueueOption
 from service.commands.output import show_json, show_table
+from service.config import QueueSettings
 from service.errors import NotFound, Unavailable
 from service.logs import configure_logging
 from service.queue.base import GatewayQueue
@@ -71,7 +72,7 @@ def _ask(url: str, ask: Callable[[GatewayQueue], Awaitable[T]]) -> T:
 
 
 async def _ask_queue(url: str, ask: Callable[[GatewayQueue], Awaitable[T]]) -> T:
-    async with open_gateway_queue(url, QUEUE) as queue:
+    async with open_gateway_queue(url, QueueSettings()) as queue:
         try:
             return await ask(queue)
         except Unavailable as error:

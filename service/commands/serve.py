@@ -12,75 +12,37 @@ import uvloop
 
 from service.commands.backends import open_key_ring
 from service.commands.options import (
-    ENGINE,
-    GATEWAY,
-    QUEUE,
     AllowAnyoneOption,
-    BodyBytesOption,
-    DeviceOption,
-    DrainOption,
-    DtypeOption,
-    HostOption,
-    KeepEndedOption,
-    KernelsOption,
     KeysOption,
-    KvCacheOption,
-    LeaseOption,
-    LogFormatOption,
-    LogLevelOption,
     ModelsOption,
-    NumSeqsOption,
-    PortOption,
-    PrefixCachingOption,
-    QueueDepthOption,
-    QueueTokensOption,
-    SpeculationOption,
-    StepTokensOption,
-    TenantDepthOption,
+    command_line,
     find_folders,
     start_process,
+    with_settings,
 )
-from service.config import EngineSettings, GatewaySettings, QueueSettings, WorkerSettings, parse_settings
+from service.config import EngineSettings, GatewaySettings, LogSettings, QueueSettings, WorkerSettings
 from service.queue.local.gateway import LocalQueue
 from service.queue.local.wire import queue_url
 from service.serving import listen, serve_models
 from training.manifest import read_manifest
-from training.settings import Settings
 
 
+@with_settings
 def serve(
+    *,
     model: ModelsOption = None,
-    host: HostOption = GATEWAY.host,
-    port: PortOption = GATEWAY.port,
     keys: KeysOption = None,
     allow_anyone: AllowAnyoneOption = False,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of each model.")] = 1,
-    device: DeviceOption = ENGINE.device,
-    dtype: DtypeOption = ENGINE.dtype,
-    kernels: KernelsOption = ENGINE.kernels,
-    max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
-    max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
-    prefix_caching: PrefixCachingOption = ENGINE.prefix_caching,
-    speculation: SpeculationOption = ENGINE.speculation,
-    kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
-    max_queue_depth: QueueDepthOption = QUEUE.max_queue_depth,
-    max_queue_tokens: QueueTokensOption = QUEUE.max_queue_tokens,
-    max_tenant_depth: TenantDepthOption = QUEUE.max_tenant_depth,
-    keep_ended_s: KeepEndedOption = QUEUE.keep_ended_s,
-    max_body_bytes: BodyBytesOption = GATEWAY.max_body_bytes,
-    drain_s: DrainOption = GATEWAY.drain_s,
-    lease_s: LeaseOption = QUEUE.lease_s,
-    log_level: LogLevelOption = "info",
-    log_format: LogFormatOption = "plain",
+    settings: GatewaySettings,
+    engine_settings: EngineSettings,
+    queue_settings: QueueSettings,
+    worker_settings: WorkerSettings,
+    logging: LogSettings,
 ) -> None:
     """Serve checkpoints over HTTP: a gateway, its queue, and worker processes that are kept alive."""
-    options = dict(locals())
-    start_process(log_level, log_format)
-    settings, queue_settings = parse_settings(GatewaySettings, options), parse_settings(QueueSettings, options)
-    worker_options = [
-        *(line for kind in (WorkerSettings, EngineSettings) for line in command_line(parse_settings(kind, options))),
-        *(f"--log-level={log_level}", f"--log-format={log_format}"),
-    ]
+    start_process(logging)
+    worker_options = [line for table in (worker_settings, engine_settings, logging) for line in command_line(table)]
     ring = open_key_ring(keys)
     folders = find_folders(model)
     models = {name: (folder, read_manifest(folder)) for name, folder in folders.items()}
@@ -98,19 +60,6 @@ def serve(
                 serve_models(models, settings, LocalQueue(queue_settings), ring, listener, socket, commands)
             )
     raise typer.Exit(status)
-
-
-def command_line(settings: Settings) -> list[str]:
-    """Return the options that say `settings`, where they differ from the defaults."""
-    default = type(settings)()
-    pairs = [(field, getattr(settings, field)) for field in settings.__struct_fields__]
-    return [_option(field.replace("_", "-"), value) for field, value in pairs if value != getattr(default, field)]
-
-
-def _option(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={value}"
 
 
 def _worker_command(socket: Path, name: str, folder: Path) -> list[str]:

@@ -1,35 +1,17 @@
 """The command `minigpt worker`: an engine that works for a queue. Only this command imports torch."""
 
-import logging
 import os
 import socket
 import sys
 from collections.abc import Callable
+from logging import getLogger
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.commands.backends import open_worker_queue
-from service.commands.options import (
-    ENGINE,
-    WORKER,
-    DeviceOption,
-    DrainOption,
-    DtypeOption,
-    KernelsOption,
-    KvCacheOption,
-    LeaseOption,
-    LogFormatOption,
-    LogLevelOption,
-    NumSeqsOption,
-    PrefixCachingOption,
-    QueueOption,
-    SpeculationOption,
-    StepTokensOption,
-    find_folders,
-    start_process,
-)
-from service.config import EngineSettings, WorkerSettings, parse_settings
+from service.commands.options import QueueOption, find_folders, start_process, with_settings
+from service.config import EngineSettings, LogSettings, WorkerSettings
 from service.errors import SettingError, Unavailable
 from service.worker.worker import EXIT_FAILED, SPIN_COUNT, Worker, run_until_stopped
 from training.manifest import read_manifest
@@ -38,10 +20,12 @@ if TYPE_CHECKING:
     from service.engine.engine import Engine
     from service.metrics import WorkerMetrics
 
-logger = logging.getLogger(__name__)
+_log = getLogger(__name__)
 
 
+@with_settings
 def worker(
+    *,
     queue: QueueOption,
     model: Annotated[
         str | None, typer.Option(metavar="[NAME=]FOLDER", help="Checkpoint to compute with. Default: the bundled one.")
@@ -50,29 +34,17 @@ def worker(
         str | None,
         typer.Option(help="Of the container, which has one worker at a time. Default: there, the host's name."),
     ] = None,
-    device: DeviceOption = ENGINE.device,
-    dtype: DtypeOption = ENGINE.dtype,
-    kernels: KernelsOption = ENGINE.kernels,
-    max_num_seqs: NumSeqsOption = ENGINE.max_num_seqs,
-    max_step_tokens: StepTokensOption = ENGINE.max_step_tokens,
-    prefix_caching: PrefixCachingOption = ENGINE.prefix_caching,
-    speculation: SpeculationOption = ENGINE.speculation,
-    kv_cache_mb: KvCacheOption = ENGINE.kv_cache_mb,
-    drain_s: DrainOption = WORKER.drain_s,
-    lease_s: LeaseOption = WORKER.lease_s,
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics, for Prometheus and probes; 0: none.")] = 0,
     metrics_host: Annotated[str, typer.Option(help="Address of /metrics; 0.0.0.0: all.")] = "127.0.0.1",
-    log_level: LogLevelOption = "info",
-    log_format: LogFormatOption = "plain",
+    engine_settings: EngineSettings,
+    settings: WorkerSettings,
+    logging: LogSettings,
 ) -> None:
     """Compute for the gateways behind --queue; `serve` starts workers of its own."""
-    options = dict(locals())
-    start_process(log_level, log_format)
-    worker_settings = parse_settings(WorkerSettings, options)
-    engine_settings = parse_settings(EngineSettings, options)
+    start_process(logging)
     [(model_name, folder)] = find_folders([model] if model else None).items()
     try:
-        opened = open_worker_queue(queue, worker_settings.lease_s, name or _container_name())
+        opened = open_worker_queue(queue, settings.lease_s, name or _container_name())
     except Unavailable as error:
         sys.stderr.write(f"error: {error}\n")
         raise typer.Exit(EXIT_FAILED) from error
@@ -80,10 +52,10 @@ def worker(
     from service.engine.loading import load_engine
 
     engine = load_engine(folder, engine_settings)
-    logger.info("%s: %s", model_name, engine.info)
+    _log.info("%s: %s", model_name, engine.info)
     metrics = _serve_metrics(model_name, metrics_host, metrics_port)
     models = {model_name: read_manifest(folder, verify=False).revision}
-    working = Worker(opened, engine, models, worker_settings, on_step=_step_observer(engine, metrics))
+    working = Worker(opened, engine, models, settings, on_step=_step_observer(engine, metrics))
     raise typer.Exit(run_until_stopped(working))
 
 

@@ -3,7 +3,7 @@
 import typer
 
 from service.__main__ import app
-from service.commands.serve import command_line
+from service.commands.options import command_line
 from service.config import EngineSettings, parse_settings
 
 
