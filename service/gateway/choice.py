@@ -25,7 +25,7 @@ class Delta(msgspec.Struct, frozen=True):
 class Choice:
     """One sequence of an answer.
 
-    Its text up to a position depends only on the tokens up to there, so every reader that goes on after a position reads
+    Its text up to a position depends on the tokens up to there alone: every reader that goes on after a position reads
     what the first one did.
 
     Args:

@@ -1,8 +1,8 @@
 """How far a reader has come in an answer: event ids say it, and a client says it back to go on from there.
 
-The id of an event is `<id of the answer>-<position>.<position>…`, one position for each choice: the number of its tokens
-that were sent, with an `e` behind it once its end was sent (the last text of a choice may come with its end, after its
-last token).
+The id of an event is `<id of the answer>-<position>.<position>…`, one position for each choice: the number of its
+tokens that were sent, with an `e` behind it once its end was sent (the last text of a choice may come with its end,
+after its last token).
 """
 
 import re

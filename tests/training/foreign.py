@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ _CLASSES = {
 
 def make_tokenizer(make: str, documents: Iterable[str], vocab_size: int = 600) -> Tokenizer:
     """Learn merges of `documents`, with everything around them as in the published files."""
+    return _learn(make, tuple(documents), vocab_size)
+
+
+@cache
+def _learn(make: str, documents: tuple[str, ...], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ignore_merges=make == "llama3"))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=make in ("gpt2", "smollm"))
     digits = r"|\p{N}{1,3}|" if make == "llama3" else r"|\p{N}|"
