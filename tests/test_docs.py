@@ -16,6 +16,8 @@ from service.metrics import GatewayMetrics, WorkerMetrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""What tells of the code as it is."""
 REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
 
 
@@ -91,6 +93,29 @@ def test_every_metric_stands_with_its_labels():
 def name_and_labels(metric: Collector) -> tuple[str, str]:
     [family] = metric.describe()
     return family.name + "_total" * (family.type == "counter"), ", ".join(metric._labelnames)
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_is_named_exists(page):
+    named = re.findall(r"`((?:service|training|tests|docs|k8s|monitoring)/[\w./-]+)`", page.read_text("utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_tree_of_modules_is_whole():
+    [tree] = re.findall(
+        r"^```text\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    folders: list[str] = []
+    listed = set()
+    for line in tree.splitlines():
+        folders[(len(line) - len(line.lstrip())) // 2 :] = [line.split()[0]]
+        listed.add(ROOT.joinpath(*folders))
+    assert [path for path in listed if not path.exists()] == []
+    sources = {path for package in ("service", "training") for path in (ROOT / package).rglob("*.*")}
+    modules = {
+        path for path in sources if path.suffix in {".py", ".lua", ".cpp", ".hpp"} and path.name != "__init__.py"
+    }
+    assert modules - listed == set()
 
 
 @pytest.mark.parametrize("page", ["architecture.md", "reliability.md"])
