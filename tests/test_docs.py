@@ -15,13 +15,15 @@ from service.errors import ServiceError
 from service.metrics import GatewayMetrics, WorkerMetrics
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text("utf-8")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""What tells of the code as it is."""
+REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
 
 
 def rows(pattern: str) -> list[tuple[str, ...]]:
-    """The first cells of the rows of docs/operations.md that start with `pattern`, its groups as a tuple."""
-    return re.findall(rf"^\| {pattern} \|", OPERATIONS, re.MULTILINE)
+    """The first cells of the rows of docs/reference.md that start with `pattern`, its groups as a tuple."""
+    return re.findall(rf"^\| {pattern} \|", REFERENCE, re.MULTILINE)
 
 
 OPTIONS = rows(r"`(--[a-z-]+)` \| ([^|]+) \| ([^|]+)")
@@ -29,8 +31,16 @@ OPTIONS = rows(r"`(--[a-z-]+)` \| ([^|]+) \| ([^|]+)")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
-    assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
+    targets = re.findall(r"\]\(([^)#\s]*)(#[^)\s]+)?\)", page.read_text("utf-8"))
+    ours = [(page.parent / path if path else page, anchor) for path, anchor in targets if "://" not in path]
+    assert [path for path, _ in ours if not path.exists()] == []
+    assert [(path.name, anchor) for path, anchor in ours if anchor and anchor not in anchors(path)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What may follow the name of a page in a link: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(app: TyperGroup, path: str = "") -> Iterator[tuple[str, TyperCommand]]:
@@ -83,6 +93,29 @@ def test_every_metric_stands_with_its_labels():
 def name_and_labels(metric: Collector) -> tuple[str, str]:
     [family] = metric.describe()
     return family.name + "_total" * (family.type == "counter"), ", ".join(metric._labelnames)
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_is_named_exists(page):
+    named = re.findall(r"`((?:service|training|tests|docs|k8s|monitoring)/[\w./-]+)`", page.read_text("utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_tree_of_modules_is_whole():
+    [tree] = re.findall(
+        r"^```text\n(.*?)^```", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    folders: list[str] = []
+    listed = set()
+    for line in tree.splitlines():
+        folders[(len(line) - len(line.lstrip())) // 2 :] = [line.split()[0]]
+        listed.add(ROOT.joinpath(*folders))
+    assert [path for path in listed if not path.exists()] == []
+    sources = {path for package in ("service", "training") for path in (ROOT / package).rglob("*.*")}
+    modules = {
+        path for path in sources if path.suffix in {".py", ".lua", ".cpp", ".hpp"} and path.name != "__init__.py"
+    }
+    assert modules - listed == set()
 
 
 @pytest.mark.parametrize("page", ["architecture.md", "reliability.md"])
