@@ -16,12 +16,13 @@ FROM ${BASE} AS gateway-libraries
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/minigpt/bin:$PATH
 RUN python3 -m venv /opt/minigpt
 COPY --from=requirements gateway.txt .
-RUN pip install -r gateway.txt
+COPY requirements.lock .
+RUN pip install -c requirements.lock -r gateway.txt
 
 FROM gateway-libraries AS worker-libraries
 ARG INDEX=cpu
 COPY --from=requirements worker.txt .
-RUN pip install --extra-index-url "https://download.pytorch.org/whl/${INDEX}" -r worker.txt
+RUN pip install --extra-index-url "https://download.pytorch.org/whl/${INDEX}" -c requirements.lock -r worker.txt
 
 # What changes often: the package, with the kernels for every kind of processor.
 FROM gateway-libraries AS package

@@ -25,8 +25,8 @@ def find_gradients(
         dtype: What the matrix products are computed in.
 
     Returns:
-        This process' mean loss, nats a token; None: memory ran out, and no more is said here, since what is done about
-        it must not run while an error holds the tensors.
+        This process' mean loss, nats a token. None: memory ran out. It is no exception, for a traceback would keep the
+        tensors in memory while the caller tries again with less.
     """
     loss = 0.0
     try:

@@ -15,54 +15,57 @@ from training.errors import ConfigError
 from training.model_config import GPTConfig
 
 USABLE_SHARE = 0.92
-"""Of the minutes; the rest goes to evaluations and to the compiler."""
+"""Share of the minutes that training gets; evaluations and the compiler take the rest."""
 COMPILE_FROM_MINUTES = 2.0
+"""Runs of at least so many minutes are compiled."""
 COMPILED_SPEEDUP = 1.25
-"""Against a step as it is measured, without the compiler: 1.17 and 1.24 at 4 × 128, 1.20 and 1.33 at 6 × 256 …"""
+"""A compiled step against one without the compiler. Measured: 1.17 and 1.24 at 4 × 128, 1.20 and 1.33 at 6 × 256."""
 COMPILER_S = 35.0
-"""… which takes so long first, unless it has kept what it made of a model of the same shape."""
+"""Seconds that the compiler takes at first; none where its cache has a model of the same shape."""
 
 WEIGHTS_AT_1E14 = 2.0e6
 """Best N where C = 1e14; it grows with the square root of C (Hoffmann et al. 2022, arXiv 2203.15556, approach 1)."""
 MAX_EPOCHS = 12.0
-"""More passes over a text than this overfit, so a larger model takes the time …"""
+"""More passes over a text than this overfit: rather a larger model is trained."""
 MAX_WEIGHTS_PER_TOKEN = 10.0
-"""… up to this N / D; then the run ends before its minutes do."""
+"""Largest N / D; where time is left at this size, the run ends before its minutes."""
 DROPOUT_PER_EPOCH = 0.02
-"""Where N / D is `FULL_DROPOUT` or more; a smaller model learns less by heart, and takes that much less."""
+"""Dropout for each pass, from `DROPOUT_FROM_EPOCHS` passes on, where N / D is `FULL_DROPOUT` or more. Below, in
+proportion less: a smaller model memorizes less."""
 FULL_DROPOUT = 2.0
 DROPOUT_FROM_EPOCHS = 3.0
 MAX_DROPOUT = 0.3
 
 MAX_TEMPERATURE = 1.15
-"""Of a model that has seen its text `EPOCHS_TO_CERTAINTY` times or more; less in proportion before: large texts, seen
-for a part of a pass, were not tried."""
+"""Temperature of a model that has seen its text `EPOCHS_TO_CERTAINTY` times or more; with fewer passes, in proportion
+less. Large texts, seen for a part of one pass, were not tried."""
 EPOCHS_TO_CERTAINTY = 1.5
 
 BIGRAMS_UP_TO = 3e13
-"""Runs below get a table of bigrams, though other programs know no such layout: it takes 0.02 to 0.03 off the loss …"""
+"""Runs of fewer operations get a table of bigrams: it lowers the loss by 0.02 to 0.03. Other programs do not know this
+layout."""
 MAX_BIGRAMS = 2**14
-"""… where each pair of tokens can have a row of its own."""
+"""Most pairs of tokens for which there is such a table: each has a row of its own."""
 
 HEAD_WIDTH = 64
 CONTEXT_LENGTH = 256
 MIN_WINDOWS = 16
-"""Contexts that a text must hold, or its context is shorter."""
+"""A text must have so many contexts; for a shorter text the context is shorter."""
 BATCH_AT_1E14 = 8
-"""Best rows of a batch up to C = 1e14; they grow with the square root of C, up to 64 …"""
+"""Best rows of a batch up to C = 1e14; they grow with the square root of C, up to `MAX_BATCH`."""
 MAX_BATCH = 64
 MIN_STEPS = 400
-"""… where so many steps are left."""
+"""A batch grows only while a run has at least so many steps."""
 EVALUATION_SHARE = 0.04
-"""Of the time, at most."""
+"""Largest share of the time that evaluations may take."""
 STEP_PER_READING = 2.7
-"""What a compiled step costs against reading its tokens alone, without the compiler (runs of 5 and 20 minutes)."""
+"""Cost of a compiled step against a forward pass over its tokens without the compiler (runs of 5 and 20 minutes)."""
 MAX_EVALUATIONS = 20
 
 BPE_FROM_CHARACTERS = 5_000_000
-"""A text that is longer gets a `bpe` vocabulary, of 1024 entries, doubled with each fourfold length …"""
+"""A longer text gets a `bpe` vocabulary of 1024 entries; for each fourfold length, twice as many."""
 MAX_DISTINCT_CHARACTERS = 256
-"""… and so does one in more letters than this, unless it is too short to learn merges from."""
+"""A text with more different characters gets a `bpe` vocabulary too, if it has `MIN_CHARACTERS_FOR_BPE`."""
 MIN_CHARACTERS_FOR_BPE = 100_000
 BPE_VOCABULARY, MAX_BPE_VOCABULARY = 1024, 16_384
 

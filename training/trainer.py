@@ -241,7 +241,7 @@ class Trainer:
             self.average.update(self.model, self.state.step)
 
     def _take_in(self, found: EvaluationReport) -> bool:
-        """Count an examination, and tell whether it is the best so far."""
+        """Count an evaluation, and tell whether it is the best so far."""
         loss, best = found.evaluation.loss, self.state.best_loss
         is_best = loss < (math.inf if best is None else best)  # never where it is not a number
         self.state = self.state.replace(

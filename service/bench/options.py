@@ -51,17 +51,17 @@ def read_counts(option: str, text: str) -> list[int]:
 
 
 def engine_settings(num_seqs: int, **options: object) -> EngineSettings:
-    """Return serve's settings, with room for `num_seqs` sequences at once.
+    """Return serve's settings, for at least `num_seqs` sequences at once.
 
     Raises:
         SettingError: no such device, dtype, …
     """
     default = EngineSettings()
-    room = {
+    limits = {
         "max_num_seqs": max(default.max_num_seqs, num_seqs),
         "max_step_tokens": max(default.max_step_tokens, num_seqs),
     }
-    return parse_settings(EngineSettings, room | options)
+    return parse_settings(EngineSettings, limits | options)
 
 
 def choose_model(checkpoint: Path | None, shape: str | None, bundled: Path) -> Path | str:

@@ -1,4 +1,4 @@
-"""Who holds which page, and what stands in the full ones. Pages are numbers here; `paged_kv` and `native` have them."""
+"""Who holds which page, and what stands in the full ones. Pages are numbers here; `backends` store them."""
 
 from array import array
 from collections import OrderedDict

@@ -8,14 +8,14 @@ from typing import NamedTuple
 from service.engine.page_pool import PagePool
 from service.engine.sequence import Sequence
 
-# What a step costs is counted in tokens: one that has little before it costs 1.
+# The unit of cost is a token that has few tokens before it.
 FIXED_COST = 4
-"""Of a step, whatever is in it: reading the weights, Python. In bf16 it is about 7; the rest is room for noise."""
+"""Cost of any step: the weights are read, Python runs. Measured in bf16: about 7; less is assumed, to be safe."""
 POSITIONS = 384
-"""A token with so many before it in full pages costs 1 more, for it attends to them; a slot is never full."""
+"""A token costs 1 more for each so many tokens before it in full pages: it attends to them. A slot is never full."""
 PREFILL_SHARE = 2
-"""Prefill may cost twice what the rest of a step does, for each that waits: with one long prompt a token should come no
-later than 3 times the usual, and a crowd is not kept waiting for the sake of a few."""
+"""The prefill in a step may cost twice the rest of it, for each sequence that waits. So beside one long prompt a token
+comes after at most 3 times the usual time, and many waiting prompts do not wait for a few running streams."""
 
 
 class ScheduledChunk(NamedTuple):
@@ -86,7 +86,7 @@ class Scheduler:
         """Return the chunks of the next step, single tokens first; their pages are reserved. All must be computed.
 
         Args:
-            draft: Guesses at what follows the only sequence, which decodes; left out where they have no room.
+            draft: Guesses at what follows the only sequence, which decodes; left out where they do not fit.
         """
         self.num_preempted = self.num_queried_tokens = self.num_found_tokens = 0
         # Whoever is preempted here stands later in `running`: the loop has not come to it.
@@ -119,15 +119,15 @@ class Scheduler:
     def _prefill(self, num_decodes: int) -> list[ScheduledChunk]:
         """Plan prefill chunks beside `num_decodes` single tokens: where somebody streams, short ones."""
         chunks = []
-        room = self._max_step_tokens - num_decodes
+        num_left = self._max_step_tokens - num_decodes
         shares = PREFILL_SHARE * max(1, len(self.waiting))  # each that waits has one: it is late by every step, too
         budget = shares * (FIXED_COST + num_decodes) if num_decodes else math.inf
         unfinished = self._unfinished()
-        while room and budget >= 1 and (sequence := next(unfinished, None)):
+        while num_left and budget >= 1 and (sequence := next(unfinished, None)):
             cost = 1 + self._pool.in_full_pages(sequence.num_computed_tokens) / POSITIONS
-            num_tokens = max(1, int(min(sequence.num_to_compute, room, budget / cost)))
+            num_tokens = max(1, int(min(sequence.num_to_compute, num_left, budget / cost)))
             chunks.append(self._plan(sequence, num_tokens))
-            room -= num_tokens
+            num_left -= num_tokens
             budget -= num_tokens * cost
             if num_tokens < sequence.num_to_compute:
                 break  # what a rounded share leaves over is for nobody else: this one comes first

@@ -56,8 +56,8 @@ class Speculation:
             return ()
         if self._lookup is None or self._lookup[0] is not sequence:
             self._lookup = sequence, PromptLookup()
-        room = sequence.request.params.max_tokens - sequence.num_generated - 1
-        draft = self._lookup[1].guess(sequence.token_ids, min(MAX_DRAFT, room))
+        num_left = sequence.request.params.max_tokens - sequence.num_generated - 1
+        draft = self._lookup[1].guess(sequence.token_ids, min(MAX_DRAFT, num_left))
         return tuple(draft) if len(draft) == MAX_DRAFT else ()
 
     def measure(self, guessed: bool, num_tokens: int, seconds: float) -> None:

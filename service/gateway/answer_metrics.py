@@ -1,4 +1,4 @@
-"""What Prometheus is told of one answer, by the gateway that took it in; those who read along count nothing."""
+"""Metrics of one answer, counted by the gateway that accepted it; a reader that joins later counts nothing."""
 
 import time
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ _REFUSALS = {
     "504": "The request's own deadline passed.",
 }
 _ANSWER_ID = {"name": "answer_id", "in": "path", "required": True, "schema": {"type": "string"}}
-_PLACES = {"type": "string", "pattern": "^[0-9]{1,10}e?([.][0-9]{1,10}e?)*$"}
+_POSITIONS = {"type": "string", "pattern": "^[0-9]{1,10}e?([.][0-9]{1,10}e?)*$"}
 
 
 def _refusals(*statuses: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ RESUME: dict[str, Any] = {
             "required": False,
             "description": "Tokens of each choice that were read, with dots between, an `e` behind one whose end was "
             "read: what follows the id of the stream in the id of an event.",
-            "schema": _PLACES,
+            "schema": _POSITIONS,
         },
     ],
     "responses": {

@@ -102,9 +102,9 @@ def _require_known(token_ids: Iterable[int], model: ServedModel, param: str) -> 
 
 
 def _fit(max_tokens: int | None, num_prompt_tokens: int, context_length: int) -> int:
-    room = context_length - num_prompt_tokens
-    wanted = min(DEFAULT_MAX_TOKENS, max(room, 1)) if max_tokens is None else max_tokens
-    if wanted > room:
+    num_left = context_length - num_prompt_tokens
+    wanted = min(DEFAULT_MAX_TOKENS, max(num_left, 1)) if max_tokens is None else max_tokens
+    if wanted > num_left:
         raise DoesNotFit(
             f"max_tokens: {num_prompt_tokens} prompt tokens and {wanted} new ones are more than the context of "
             f"{context_length}; shorten the prompt or lower max_tokens",

@@ -81,7 +81,9 @@ class Streams:
 
 def _require_possible(positions: Sequence[StreamPosition], requests: Sequence[Request]) -> None:
     if len(positions) != len(requests):
-        raise BadRequest(f"this stream has {len(requests)} choice(s): the place to go on after names {len(positions)}")
+        raise BadRequest(
+            f"this stream has {len(requests)} choice(s): the position to go on after names {len(positions)}"
+        )
     if any(
         position.num_tokens > request.params.max_tokens for position, request in zip(positions, requests, strict=True)
     ):

@@ -203,7 +203,7 @@ class Worker:
     def _lose(self, registration: int, why: LeaseLost) -> None:
         if registration != self._registration or not self._is_registered:
             return  # told before
-        logger.warning("%s: registering anew, without the %d requests held", why, len(self._unsent))
+        logger.warning("%s: registering again, without the %d requests that were claimed", why, len(self._unsent))
         self._is_registered = False
         for request_id in list(self._unsent):
             self._drop(request_id)

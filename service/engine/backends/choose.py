@@ -103,6 +103,8 @@ def _not_computed(config: ModelConfig) -> dict[str, object]:
     """Return the fields, with their values, that the kernels do not compute."""
     if isinstance(config, GPTConfig):
         return departures(config)
+    if type(config) not in _COMPUTED:
+        return {"family": type(config).__struct_config__.tag}
     unknown = {
         field: getattr(config, field)
         for field, names in _NAMED.items()

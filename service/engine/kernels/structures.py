@@ -46,7 +46,7 @@ class GPTModel(ctypes.Structure):
 
 
 class GPTStep(ctypes.Structure):
-    """What is computed, and room to do it in."""
+    """What is computed, and memory for what comes between."""
 
     _fields_ = (
         *((name, _I64) for name in ("num_tokens", "num_samples", "num_threads")),
@@ -113,7 +113,7 @@ class PerceptronModel(ctypes.Structure):
 
 
 class SlotStep(ctypes.Structure):
-    """What is computed of a model of fixed state, and room to do it in."""
+    """What is computed of a model of fixed state, and memory for what comes between."""
 
     _fields_ = (
         *((name, _I64) for name in ("num_chunks", "num_tokens", "num_samples", "num_threads")),

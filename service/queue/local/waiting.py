@@ -30,7 +30,7 @@ class Waiting:
         return iter(self._entries.values())
 
     def fullness(self, requests: Sequence[Request], caps: QueueSettings) -> str | None:
-        """Return what keeps `requests` from waiting too; `None` when there is room."""
+        """Return what keeps `requests` from waiting too; `None` when nothing does."""
         tenants = Counter(request.tenant for request in requests)
         if any(self._tenants[tenant] + count > caps.max_tenant_depth for tenant, count in tenants.items()):
             return f"your share of the queue is full: {caps.max_tenant_depth} requests may wait"

@@ -1,1 +1,1 @@
-"""The queue in Redis: a small Lua library that keeps the contract, and its two faces in Python."""
+"""The queue in Redis: a small Lua library that keeps the contract, and the two interfaces over it in Python."""

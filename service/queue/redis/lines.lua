@@ -11,7 +11,7 @@
 --   P:deadlines zset · P:n hash of counts · P:tenants hash: how many wait · P:lines hash: how many wait
 --   P:i:<tenant>:<key> hash: an idempotency key's digest and ids · P:dead list · channels P:work and P:gw:<gateway>
 --
--- The rules of order stand in service/queue/local/fair_line.py, those of suspects in service/queue/local/suspects.py.
+-- The rules of order and of suspects stand in service/queue/rules.py.
 
 local call, P, NOW -- of the call that runs; there is no redis.call while a library is loaded
 local SHARED_TTL_MS = 2 * 86400 * 1000
