@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.scene import Footprint, check_secrecy
 from tests.fleet.client import Streamed, events
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 LATE_TOKENS = 400
 """That a worker may compute for one who is gone, before it is told: far fewer than such a request wants."""
@@ -40,7 +40,7 @@ def aborted(fleet) -> float:
 def streaming(fleet, body) -> Iterator[Iterator[str]]:
     """The lines of a stream without an idempotency key: when its client leaves, nobody wants it."""
     with (
-        httpx.Client(base_url=fleet.urls[0], timeout=60, trust_env=False) as http,
+        httpx.Client(base_url=fleet.urls[0], timeout=PATIENCE_S, trust_env=False) as http,
         http.stream("POST", "/generate", json=body | {"stream": True}) as response,
     ):
         yield response.iter_lines()
@@ -118,7 +118,7 @@ def test_one_byte_a_second(fleet, scene, bodies):
 
 @pytest.mark.parametrize("size", [300_000, 10_000_000])
 def test_a_body_that_is_too_large(fleet, size):
-    response = httpx.post(f"{fleet.urls[0]}/generate", content=b"x" * size, timeout=60, trust_env=False)
+    response = httpx.post(f"{fleet.urls[0]}/generate", content=b"x" * size, timeout=PATIENCE_S, trust_env=False)
     assert response.status_code == 413
 
 
@@ -162,7 +162,7 @@ def test_a_gateway_killed_and_its_streams_read_on_at_another(scene, fleet):
 
 def connect(fleet, receive_bytes: int | None = None) -> socket.socket:
     client = socket.socket()
-    client.settimeout(60)
+    client.settimeout(PATIENCE_S)
     if receive_bytes is not None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     client.connect(("127.0.0.1", fleet.gateways[0].port))

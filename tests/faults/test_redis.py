@@ -12,7 +12,7 @@ import pytest
 from tests.faults.scene import Scene
 from tests.fleet.fleet import Fleet
 from tests.fleet.redis_server import SentinelSetup
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def configured(fleet) -> Iterator[None]:
 
 
 def ask(fleet: Fleet, body: dict) -> httpx.Response:
-    return httpx.post(f"{fleet.urls[0]}/generate", json=body, timeout=60, trust_env=False)
+    return httpx.post(f"{fleet.urls[0]}/generate", json=body, timeout=PATIENCE_S, trust_env=False)
 
 
 def test_killed_and_restarted_from_its_log(scene, fleet):

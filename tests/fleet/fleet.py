@@ -16,7 +16,7 @@ from tests.fleet.client import Client
 from tests.fleet.program import Program
 from tests.fleet.proxy import Proxy
 from tests.fleet.redis_server import HOST, RedisServer, free_port
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny"
@@ -54,7 +54,7 @@ class Member(Program):
     def metrics(self) -> str:
         """Return its metrics; "" while it does not answer."""
         try:
-            return httpx.get(f"{self.url}/metrics", timeout=10, trust_env=False).text
+            return httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S, trust_env=False).text
         except httpx.TransportError:
             return ""
 
