@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from service.engine.backends.native_slots import NativeSlotRunner
 from service.engine.backends.torch_slots import TorchSlotRunner
 from service.engine.engine import Engine
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
 from training.models.families import AnyModel
 from training.models.gpt import GPT
 from training.sample import sample
@@ -174,7 +175,7 @@ class Watched:
         self.ended.add(id_)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=25)
 @given(operations=OPERATIONS, num_pages=st.integers(16, 40))
 def test_no_page_is_leaked_and_everyone_ends_under_any_order_of_submit_cancel_preempt_finish(
     model: AnyModel,

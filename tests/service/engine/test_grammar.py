@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.config import EngineSettings
 from service.engine.engine import Engine
 from service.engine.loading import make_engine
 from service.protocol import Claim, End, Grammar
+from tests.conftest import WITH_FIXTURES
 from training.models.gpt import GPT
 from training.tokenizers.bpe import BpeTokenizer
 from training.tokenizers.char import CharTokenizer
@@ -59,7 +60,7 @@ ways = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=40)
 @given(model_seed=st.integers(0, 5), source=st.sampled_from(REGEXES), way=ways)
 def test_a_text_that_stops_matches_whatever_the_model_and_the_way_of_sampling(
     make_gpt: Callable[..., GPT],
@@ -77,7 +78,7 @@ def test_a_text_that_stops_matches_whatever_the_model_and_the_way_of_sampling(
     assert bool(re.fullmatch(source, tokenizer.decode(token_ids))) or end.finish_reason == "length"
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=20)
 @given(model_seed=st.integers(0, 5), seed=st.integers(0, 2**63 - 1))
 def test_json_fulfils_its_schema(
     make_gpt: Callable[..., GPT], make_claim: MakeClaim, model_seed: int, seed: int

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from service.engine.scheduler import ScheduledChunk
 from service.engine.sequence import Sequence
 from service.errors import SettingError
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
 from tests.service.engine.test_engine import oracle
 from training.models.base import UNBOUNDED_CONTEXT
 from training.models.families import AnyModel
@@ -100,7 +101,7 @@ class Bench:
 some_prompts = st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), min_size=1, max_size=NUM_SLOTS)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=40)
 @given(prompts=some_prompts, seed=st.integers(0, 2**32))
 def test_logits_of_any_chunks_beside_strangers_are_the_bits_of_the_sequence_alone(
     slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, prompts: list[list[int]], seed: int
