@@ -1,13 +1,12 @@
 """What every backend of the queue promises, case by case."""
 
-import threading
-
 import msgspec
 import pytest
 
 from service.errors import NotFound, QueueFull
 from service.protocol import EmitStatus, End, QueueStats, TokenLogprobs
 from tests.contracts.backend import emission
+from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
@@ -89,13 +88,10 @@ def test_claims_are_oldest_first_and_only_of_the_models_and_revisions_registered
     assert backend.stats().waiting == 1
 
 
-def test_a_waiting_claim_gets_what_is_submitted_meanwhile(backend, make_request):
-    worker, claims = backend.worker(), []
-    thread = threading.Thread(target=lambda: claims.extend(worker.claim(4, 20.0)))
-    thread.start()
+def test_a_waiting_claim_gets_what_is_submitted_meanwhile(backend, make_request, beside):
+    claiming = beside(backend.worker().claim, 4, PATIENCE_S)
     backend.submit(make_request("a"))
-    thread.join(20)
-    assert [claim.request.id for claim in claims] == ["a"]
+    assert [claim.request.id for claim in claiming.result()] == ["a"]
 
 
 def test_a_waiting_claim_comes_back_empty(backend):

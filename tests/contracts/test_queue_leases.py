@@ -1,11 +1,10 @@
 """How a worker holds what it claimed, in every backend: by its lease, until it dies, retires or hands back."""
 
-import threading
-
 import pytest
 
 from service.protocol import EmitStatus, End
 from tests.contracts.backend import emission
+from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
 OK, FENCED = EmitStatus.OK, EmitStatus.FENCED
@@ -24,13 +23,11 @@ def test_a_retired_worker_keeps_what_it_has_and_gets_nothing_new(backend, make_r
     assert backend.stats().waiting == 1
 
 
-def test_a_claim_that_waits_comes_back_empty_when_its_worker_retires(backend):
-    worker, claims = backend.worker(), []
-    thread = threading.Thread(target=lambda: claims.append(worker.claim(4, 1e6)))
-    thread.start()
+def test_a_claim_that_waits_comes_back_empty_when_its_worker_retires(backend, beside):
+    worker = backend.worker()
+    claiming = beside(worker.claim, 4, 1e6)
     worker.retire()
-    thread.join(20)
-    assert claims == [[]]
+    assert claiming.result(PATIENCE_S) == []
 
 
 def test_a_worker_that_never_registered_gets_nothing(backend, make_request):

@@ -1,12 +1,11 @@
 """What every backend does about a request that kills its workers: few others suffer, and it alone is given up."""
 
-import threading
-
 import pytest
 
 from service.protocol import DeadRequest, EmitStatus, End
 from service.queue.local.suspects import CLEARED_AFTER
 from tests.contracts.backend import emission
+from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
@@ -247,17 +246,15 @@ def test_one_that_lost_its_lease_registers_again_and_starts_with_nothing(backend
     finish(worker, again)
 
 
-def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(backend, submit):
+def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(backend, submit, beside):
     submit(backend, "last")
     let_die(backend, "last", deaths=2)
-    worker, later = backend.worker(), []
+    worker = backend.worker()
     claims = worker.claim(8, 0)
     submit(backend, "o1")
-    thread = threading.Thread(target=lambda: later.extend(worker.claim(8, 20.0)))
-    thread.start()
+    claiming = beside(worker.claim, 8, PATIENCE_S)
     finish(worker, claims)
-    thread.join(20)
-    assert ids(later) == ["o1"]
+    assert ids(claiming.result()) == ["o1"]
 
 
 def test_a_suspect_that_goes_on_for_long_is_none_any_more(backend, submit):
