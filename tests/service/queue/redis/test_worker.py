@@ -1,14 +1,11 @@
 """The worker's face over a bad network: what is asked again is done once; a lease ends before others take it."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.config import QueueSettings
 from service.errors import LeaseLost
 from service.protocol import EmitStatus, End, TokenLogprobs
-from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
 from service.queue.redis.worker import GIVE_UP_AT, PATIENT_BEATS
 from tests.fleet.redis_server import RedisServer, free_port
@@ -18,24 +15,6 @@ LEASE_S = 2.0
 """Of those whose way is bad: they wait a quarter of it for a reply."""
 STOP = End(finish_reason="stop")
 OK, FENCED = EmitStatus.OK, EmitStatus.FENCED
-
-
-@pytest.fixture
-def beside():
-    """Makes a call on another thread, and returns what is to come of it."""
-    with ThreadPoolExecutor(4) as threads:
-        yield threads.submit
-
-
-@pytest.fixture
-def submit(server, make_request, run_async):
-    """A function that submits requests of these ids, as a gateway does."""
-
-    async def do(ids):
-        async with RedisQueue(server.url, QueueSettings()) as queue:
-            await queue.submit([make_request(id_) for id_ in ids])
-
-    return lambda *ids: run_async(do(ids))
 
 
 def ids_of(claims):
