@@ -12,9 +12,9 @@ from service.errors import LeaseLost
 from service.protocol import Claim, Emission, EmitStatus, End, Request, SamplingParams
 from service.worker.unsent import MAX_UNSENT
 from service.worker.worker import Worker
+from tests.fleet.waiting import PATIENCE_S
 from tests.service.worker.counting_worker import CountingEngine, count
 
-PATIENCE_S = 20.0
 Faults = dict[str, list[str]]
 
 
