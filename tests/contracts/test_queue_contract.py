@@ -57,7 +57,7 @@ def logprobs_of(*token_ids):
     return tuple(TokenLogprobs(token_id=id_, logprob=-id_ / 8, top=((id_, -id_ / 8),)) for id_ in token_ids)
 
 
-def test_log_probabilities_reach_every_watcher_once_through_a_death_and_a_retry(backend, make_request):
+def test_log_probabilities_come_once_through_a_death_and_a_retry(backend, make_request):
     backend.submit(make_request("a"))
     doomed, early = backend.worker(), backend.watch("a")
     [claim] = doomed.claim(1, 0)
@@ -79,7 +79,7 @@ def test_log_probabilities_reach_every_watcher_once_through_a_death_and_a_retry(
         assert [entry for update in watcher.updates for entry in update.prompt_logprobs] == list(logprobs_of(8, 9))
 
 
-def test_claims_are_oldest_first_and_only_of_the_models_and_revisions_registered(backend, make_request):
+def test_claims_are_oldest_first_and_of_what_is_registered_alone(backend, make_request):
     backend.submit(make_request("a"), make_request("other", model="big"), make_request("b"))
     backend.submit(make_request("former", revision="r0"), make_request("c"))
     small, both = backend.worker(), backend.worker({"tiny": "r1", "big": "r1"})
@@ -179,7 +179,7 @@ def test_cancelled_while_waiting_it_ends_at_once(backend, make_request):
     assert backend.worker().claim(1, 0) == []
 
 
-def test_cancelled_while_running_it_ends_at_the_next_emission_which_adds_nothing(backend, make_request):
+def test_cancelled_while_running_it_ends_at_an_emission_that_adds_nothing(backend, make_request):
     backend.submit(make_request("a"), make_request("b"))
     worker, watcher = backend.worker(), backend.watch("a")
     a, b = worker.claim(2, 0)
@@ -259,7 +259,7 @@ def test_stats_count_what_waits_and_runs(backend, make_request):
     )
 
 
-def test_a_claim_that_does_not_wait_takes_what_there_is_whoever_asked_in_vain_before(backend, make_request):
+def test_a_claim_that_does_not_wait_takes_what_others_asked_for_in_vain(backend, make_request):
     backend.submit(make_request("a"))
     busy, idle = backend.worker(), backend.worker()
     assert len(busy.claim(1, 0)) == 1

@@ -37,7 +37,7 @@ def test_a_worker_that_never_registered_gets_nothing(backend, make_request):
     assert not worker.renew()
 
 
-def test_a_dead_workers_requests_go_on_with_the_next_from_where_the_log_ends(backend, make_request):
+def test_a_dead_workers_requests_go_on_from_where_the_log_ends(backend, make_request):
     backend.submit(make_request("a"), make_request("b"))
     doomed, watcher = backend.worker(), backend.watch("a")
     a, _ = doomed.claim(2, 0)

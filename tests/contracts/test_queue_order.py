@@ -88,7 +88,7 @@ def test_the_higher_priority_goes_first_while_the_lower_has_patience(backend, ma
     assert ids(backend.worker().claim(9, 0)) == ["high", "normal", "bulk"]
 
 
-def test_a_request_that_has_waited_for_its_patience_lets_nobody_pass_who_comes_later(backend, make_request):
+def test_one_that_has_waited_for_its_patience_lets_no_later_one_pass(backend, make_request):
     backend.submit(make_request("bulk", priority="bulk"))
     backend.pass_time(PATIENCE_S["bulk"] - PATIENCE_S["normal"] + 1)
     backend.submit(make_request("normal", priority="normal"))

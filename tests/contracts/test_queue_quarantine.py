@@ -40,7 +40,7 @@ def let_die(backend, text, *, deaths=1):
             backend.kill(worker)
 
 
-def test_what_a_worker_died_with_is_spread_before_ordinary_ones_at_most_a_quarter_each(backend, submit):
+def test_suspects_go_first_and_fill_at_most_a_quarter_of_a_worker(backend, submit):
     submit(backend, "s1 s2 s3 s4")
     let_die(backend, "s1 s2 s3 s4")
     submit(backend, "o1 o2 o3 o4 o5 o6 o7 o8 o9")
@@ -63,7 +63,7 @@ def test_the_quota_counts_what_is_held_and_grows_back_as_suspects_end(backend, s
     assert ids(worker.claim(7, 0)) == ["s3"]
 
 
-def test_suspects_go_to_workers_of_their_model_alone_whatever_their_priority(backend, submit):
+def test_suspects_go_to_workers_of_their_model_whatever_their_priority(backend, submit):
     submit(backend, "old", priority="bulk")
     submit(backend, "young", priority="high")
     submit(backend, "other", model="big")
@@ -89,7 +89,7 @@ def test_a_last_chance_is_taken_alone_and_nothing_beside_it(backend, submit):
     assert ids(worker.claim(8, 0)) == ["o2"]
 
 
-def test_the_first_that_asks_empties_itself_for_a_last_chance_and_others_work_on(backend, submit):
+def test_one_empties_itself_for_a_last_chance_and_others_work_on(backend, submit):
     first, second = backend.worker(), backend.worker()
     submit(backend, "o1 o2")
     held = first.claim(2, 0)
@@ -210,7 +210,7 @@ def test_of_two_attempts_the_second_is_the_last_chance(open_backend, submit):
         assert worker.claim(8, 0) == []
 
 
-def test_neither_silence_nor_a_gap_nor_a_hand_over_is_held_against_a_request(open_backend, submit):
+def test_no_silence_gap_or_hand_over_is_held_against_a_request(open_backend, submit):
     with open_backend(max_attempts=1) as backend:
         submit(backend, "a b")
         worker = backend.worker()

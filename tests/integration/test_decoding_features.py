@@ -12,7 +12,7 @@ def stream(server, **body) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def test_what_is_told_of_generated_tokens_is_told_of_the_same_tokens_as_a_prompt(server, tokenizer):
+def test_generated_tokens_score_the_same_as_tokens_of_a_prompt(server, tokenizer):
     made = server.generate(prompt="once upon", max_tokens=30, seed=3, temperature=1.2, logprobs=4)["choices"][0]
     logprobs = made["logprobs"]
     assert logprobs["token_ids"] == made["token_ids"]

@@ -45,7 +45,7 @@ def past_of(engine: Engine) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("max_step_tokens", [8, 17, 512])
-def test_greedy_text_equals_the_uncached_decoder_in_any_chunking_and_company(
+def test_greedy_text_equals_the_plain_decoder_in_any_chunks_and_company(
     model: AnyModel,
     tokenizer: CharTokenizer,
     engine_of: MakeEngine,
@@ -92,7 +92,7 @@ def test_choices_and_seeds_differ(
 
 
 @pytest.mark.parametrize("num_logged", [1, 5, 15])
-def test_another_worker_goes_on_from_the_logged_tokens_as_the_first_would_have(
+def test_another_worker_goes_on_from_the_log_as_the_first_would_have(
     model: AnyModel,
     tokenizer: CharTokenizer,
     engine_of: MakeEngine,
@@ -177,7 +177,7 @@ class Watched:
 
 @settings(WITH_FIXTURES, max_examples=25)
 @given(operations=OPERATIONS, num_pages=st.integers(16, 40))
-def test_no_page_is_leaked_and_everyone_ends_under_any_order_of_submit_cancel_preempt_finish(
+def test_no_page_is_leaked_and_everyone_ends_in_any_order_of_events(
     model: AnyModel,
     engine_of: MakeEngine,
     make_claim: MakeClaim,

@@ -62,7 +62,7 @@ ways = st.fixed_dictionaries(
 
 @settings(WITH_FIXTURES, max_examples=40)
 @given(model_seed=st.integers(0, 5), source=st.sampled_from(REGEXES), way=ways)
-def test_a_text_that_stops_matches_whatever_the_model_and_the_way_of_sampling(
+def test_a_text_that_stops_matches_whatever_the_model_and_the_sampling(
     make_gpt: Callable[..., GPT],
     tokenizer: CharTokenizer,
     engine_of: MakeEngine,
@@ -173,7 +173,7 @@ def test_what_cannot_go_on_ends_alone_with_an_error(
     assert engine.last_step.kv_cache_usage == 0
 
 
-def test_logits_that_are_not_finite_are_told_from_a_grammar_that_cannot_go_on(
+def test_logits_not_finite_are_told_from_a_grammar_that_cannot_go_on(
     make_gpt: Callable[..., GPT], engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
     model = make_gpt()

@@ -83,7 +83,7 @@ def test_a_hit_gives_the_tokens_that_computing_gives(
     assert all(end.cached_tokens == 0 for end in cold.ends.values())
 
 
-def test_choices_that_come_at_once_share_their_prompt_and_answer_as_if_alone(
+def test_choices_at_once_share_their_prompt_and_answer_as_if_alone(
     gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim, endless: dict[str, object]
 ) -> None:
     claims = [make_claim(str(choice), PROMPT, choice=choice, **endless) for choice in range(4)]

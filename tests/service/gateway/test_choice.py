@@ -53,7 +53,7 @@ def read(request: Request, updates: list[Update], after: StreamPosition = START)
 @given(
     ids=token_ids, stop=stops, cuts=st.sets(st.integers(1, 11)), other_cuts=st.sets(st.integers(1, 11)), data=st.data()
 )
-def test_what_follows_a_position_is_the_text_that_its_tokens_had_not_settled(ids, stop, cuts, other_cuts, data):
+def test_after_a_position_comes_the_text_that_its_tokens_left_open(ids, stop, cuts, other_cuts, data):
     request = make_request(stop, echo=data.draw(st.booleans()))
     text, told_ids, logprobs = read(request, split(ids, cuts))
     known = data.draw(st.integers(1, len(ids))) if ids else 0

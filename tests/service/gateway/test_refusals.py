@@ -186,7 +186,7 @@ def test_nothing_of_a_request_is_quoted_or_logged(gateway, caplog):
     assert not any(MARK in message for message in messages)
 
 
-def test_a_mistake_of_ours_is_a_500_in_the_envelope_and_its_words_stay_out_of_the_log(start_gateway, caplog):
+def test_a_mistake_of_ours_is_a_500_and_its_words_stay_out_of_the_log(start_gateway, caplog):
     with start_gateway() as gateway:
 
         async def stumble(*_: object) -> None:

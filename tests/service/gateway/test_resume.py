@@ -259,7 +259,7 @@ def break_watch(gateway, error: Exception, after: int):
     return lambda: setattr(gateway.queue, "watch", whole)
 
 
-def test_a_queue_out_of_reach_ends_the_stream_with_an_error_and_it_can_be_resumed(start_gateway):
+def test_a_stream_whose_queue_is_out_of_reach_ends_and_can_be_resumed(start_gateway):
     with start_gateway() as gateway:
         mend = break_watch(gateway, Unavailable("the queue cannot be reached", retry_after_s=1.0), after=5)
         answer = gateway.generate(prompt="Once", max_tokens=60, stream=True)
@@ -296,7 +296,7 @@ def test_without_the_queue_it_is_a_503_that_says_when_to_come_back(start_gateway
         assert gateway.client.get("/metrics").status_code == 200
 
 
-def test_what_is_cut_at_the_end_of_a_drain_goes_on_where_another_gateway_may_take_it_up(start_gateway):
+def test_what_a_drain_cuts_goes_on_where_another_gateway_may_take_it_up(start_gateway):
     with start_gateway(drain_s=1e6, keeps_cut=True) as gateway:
         with gateway.client.stream("POST", "/generate", json={"prompt": "endless", "stream": True}) as answer:
             lines = answer.iter_lines()

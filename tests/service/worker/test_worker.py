@@ -161,7 +161,7 @@ async def test_a_killed_workers_stream_goes_on_unbroken():
         await require_undisturbed(stream, request)
 
 
-async def test_log_probabilities_come_once_and_in_order_though_their_worker_was_killed():
+async def test_log_probabilities_come_once_in_order_though_a_worker_was_killed():
     request = make_request("a", logprobs=0)
     async with open_gateway() as gateway:
         [stream] = await gateway.submit(request)
@@ -176,7 +176,7 @@ async def test_log_probabilities_come_once_and_in_order_though_their_worker_was_
     assert [entry.logprob for entry in of_the_text] == [-float(index) for index in range(1000)]
 
 
-async def test_a_worker_that_was_paused_past_its_lease_writes_no_more_and_serves_the_next():
+async def test_one_paused_past_its_lease_writes_no_more_and_serves_the_next():
     request = make_request("a")
     async with open_gateway() as gateway:
         [stream] = await gateway.submit(request)

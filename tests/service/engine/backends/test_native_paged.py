@@ -186,7 +186,6 @@ def windows(text: Path, every: int) -> Iterator[tuple[GPT, CharTokenizer, list[i
 
 
 @needs_kernels
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.chaos)])
 def test_loss_over_the_validation_split(tinyshakespeare: Path, make_claim: MakeClaim, every: int) -> None:
     losses: dict[str, list[float]] = {compute_dtype: [] for compute_dtype in NATS}

@@ -103,7 +103,7 @@ some_prompts = st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), m
 
 @settings(WITH_FIXTURES, max_examples=40)
 @given(prompts=some_prompts, seed=st.integers(0, 2**32))
-def test_logits_of_any_chunks_beside_strangers_are_the_bits_of_the_sequence_alone(
+def test_any_chunks_beside_strangers_are_the_bits_of_the_sequence_alone(
     slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, prompts: list[list[int]], seed: int
 ) -> None:
     """full sequence ≡ prefill + decode ≡ chunked prefill ≡ batched with strangers, for every family.

@@ -100,7 +100,7 @@ async def test_a_claim_that_waits_says_nothing_of_the_life_of_its_worker(make_re
     assert (await queue.stats()).workers == 0
 
 
-async def test_one_that_works_a_last_chance_off_has_no_share_in_what_others_wait_for(make_request):
+async def test_one_with_a_last_chance_has_no_share_in_what_others_wait_for(make_request):
     queue = LocalQueue(QueueSettings(max_attempts=2))
     queue.register("doomed", {"tiny": "r1"})
     await queue.submit([make_request("last")])

@@ -69,7 +69,7 @@ def test_suspects_beyond_the_quota_do_not_count(submit, register, let_die, claim
     assert claim("w", 3, is_shared=is_shared) == ([], False)
 
 
-def test_a_last_chance_counts_neither_for_who_must_be_empty_first_nor_for_others(submit, register, let_die, claim):
+def test_a_last_chance_counts_for_nobody_who_is_not_reserved_and_empty(submit, register, let_die, claim):
     for worker in ("reserved", "other"):
         register(worker)
     submit("a")

@@ -80,7 +80,7 @@ async def test_leaving_never_hangs_where_the_server_is_away(server):
             await connection.call("stats")
 
 
-async def test_a_server_that_is_away_is_told_in_time_then_at_once_until_it_is_back(server):
+async def test_a_server_that_is_away_is_told_in_time_and_then_at_once(server):
     async with Connection(Address(server.url)) as connection:
         await connection.call("stats")
         server.pause()
@@ -135,7 +135,7 @@ async def test_however_many_calls_at_once_the_connections_are_few(proxy, far_url
 
 
 @in_each_loop
-async def test_calls_that_wait_for_their_turn_do_not_ask_a_silent_server_whether_it_lives(server, proxy, far_url):
+async def test_calls_that_wait_for_their_turn_do_not_ping_a_silent_server(server, proxy, far_url):
     async with Connection(Address(far_url)) as connection:
         server.pause()
         asyncio.get_running_loop().call_later(0.7, server.resume)

@@ -110,7 +110,7 @@ def test_a_server_that_comes_later_is_waited_for(tmp_path, connect, beside):
         assert client.zcard(f"{PREFIX}:workers") == 1
 
 
-def test_a_new_process_of_the_same_name_takes_what_its_dead_predecessor_held(server, client, make_worker, submit):
+def test_a_new_process_takes_what_a_dead_one_of_its_name_held(server, client, make_worker, submit):
     submit("a")
     for place in ("one", "two"):
         worker = make_worker(server.url, name="pod-0", machine=place)
@@ -140,9 +140,7 @@ def test_a_claim_that_waits_comes_back_when_its_worker_retires(server, make_work
     assert worker.claim(1, 0) == []
 
 
-def test_a_claim_that_waits_for_a_server_that_is_away_comes_back_when_its_worker_releases(
-    proxy, far_url, make_worker, beside
-):
+def test_a_claim_on_an_absent_server_comes_back_when_its_worker_releases(proxy, far_url, make_worker, beside):
     worker = make_worker(far_url, LEASE_S)
     proxy.cut()
     claiming = beside(worker.claim, 1, 2 * PATIENCE_S)
