@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -24,7 +23,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from service.protocol import Request, SamplingParams
+from tests.claims import make_request as make_small_request
 from tests.fleet.redis_server import RedisServer, find_programs
 from tests.fleet.waiting import PATIENCE_S
 from training.checkpoint import save_checkpoint
@@ -232,10 +231,4 @@ def redis_servers(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_request():
     """A function that makes a request; its cost is `num_prompt` + `max_tokens`, other fields as they are named."""
-
-    def make(request_id: str, *, num_prompt=3, max_tokens=5, **fields: Any) -> Request:
-        params = SamplingParams(max_tokens=max_tokens, seed=7)
-        fields = {"model": "tiny", "revision": "r1", "token_ids": tuple(range(num_prompt))} | fields
-        return Request(id=request_id, params=params, **fields)
-
-    return make
+    return make_small_request

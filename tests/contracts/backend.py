@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from service.config import QueueSettings
-from service.protocol import Claim, DeadRequest, Emission, End, Idempotency, QueueStats, Request, Update
+from service.protocol import DeadRequest, Idempotency, QueueStats, Request, Update
 from service.queue.base import GatewayQueue, WorkerQueue
 from tests.fleet.waiting import PATIENCE_S
 
@@ -137,9 +137,3 @@ async def _end_all_tasks() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def emission(claim: Claim, *token_ids: int, end: End | None = None, base: int | None = None) -> Emission:
-    """Return what one step adds to a claim: tokens behind those it came with, unless `base` is given."""
-    at = len(claim.token_ids) if base is None else base
-    return Emission(id=claim.request.id, epoch=claim.epoch, base=at, token_ids=token_ids, end=end)

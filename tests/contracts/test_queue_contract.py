@@ -1,11 +1,10 @@
 """What every backend of the queue promises, case by case."""
 
-import msgspec
 import pytest
 
 from service.errors import NotFound, QueueFull
 from service.protocol import EmitStatus, End, QueueStats, TokenLogprobs
-from tests.contracts.backend import emission
+from tests.claims import emission, ids_of
 from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
@@ -61,16 +60,14 @@ def test_log_probabilities_come_once_through_a_death_and_a_retry(backend, make_r
     backend.submit(make_request("a"))
     doomed, early = backend.worker(), backend.watch("a")
     [claim] = doomed.claim(1, 0)
-    scored = msgspec.structs.replace(emission(claim), prompt_logprobs=logprobs_of(8, 9))
-    first = msgspec.structs.replace(emission(claim, 1, 2), logprobs=logprobs_of(1, 2))
+    scored = emission(claim, prompt_logprobs=logprobs_of(8, 9))
+    first = emission(claim, 1, 2, logprobs=logprobs_of(1, 2))
     assert [doomed.emit([e]) for e in (scored, first, first)] == [[OK]] * 3
     middle = backend.watch("a")
     backend.kill(doomed)
     heir = backend.worker()
     [again] = heir.claim(1, 0)
-    last = msgspec.structs.replace(
-        emission(again, 3, end=STOP), logprobs=logprobs_of(3), prompt_logprobs=logprobs_of(8, 9)
-    )
+    last = emission(again, 3, end=STOP, logprobs=logprobs_of(3), prompt_logprobs=logprobs_of(8, 9))
     assert heir.emit([last]) == [OK]
     for watcher in (early, middle, backend.watch("a")):
         watcher.to_end()
@@ -83,15 +80,15 @@ def test_claims_are_oldest_first_and_of_what_is_registered_alone(backend, make_r
     backend.submit(make_request("a"), make_request("other", model="big"), make_request("b"))
     backend.submit(make_request("former", revision="r0"), make_request("c"))
     small, both = backend.worker(), backend.worker({"tiny": "r1", "big": "r1"})
-    assert [claim.request.id for claim in small.claim(1, 0)] == ["a"]
-    assert [claim.request.id for claim in both.claim(9, 0)] == ["other", "b", "c"]
+    assert ids_of(small.claim(1, 0)) == ["a"]
+    assert ids_of(both.claim(9, 0)) == ["other", "b", "c"]
     assert backend.stats().waiting == 1
 
 
 def test_a_waiting_claim_gets_what_is_submitted_meanwhile(backend, make_request, beside):
     claiming = beside(backend.worker().claim, 4, PATIENCE_S)
     backend.submit(make_request("a"))
-    assert [claim.request.id for claim in claiming.result()] == ["a"]
+    assert ids_of(claiming.result()) == ["a"]
 
 
 def test_a_waiting_claim_comes_back_empty(backend):

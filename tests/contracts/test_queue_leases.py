@@ -3,7 +3,7 @@
 import pytest
 
 from service.protocol import EmitStatus, End
-from tests.contracts.backend import emission
+from tests.claims import emission, ids_of
 from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
@@ -86,7 +86,7 @@ def test_released_requests_keep_their_place_their_tokens_and_their_attempts(open
         for num_logged in range(3):
             worker = backend.worker()
             claims = worker.claim(9, 0)
-            assert [claim.request.id for claim in claims] == ["a", "b"]
+            assert ids_of(claims) == ["a", "b"]
             assert len(claims[0].token_ids) == num_logged
             worker.emit([emission(claims[0], num_logged)])
             worker.release()

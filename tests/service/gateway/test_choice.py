@@ -11,7 +11,8 @@ from service.detokenizer import TextStream
 from service.errors import Diverged
 from service.gateway.choice import Choice
 from service.gateway.stream_position import START, StreamPosition
-from service.protocol import End, Request, SamplingParams, TokenLogprobs, Update
+from service.protocol import End, Request, TokenLogprobs, Update
+from tests.claims import make_request as make_small_request
 from training.tokenizers.bpe import BpeTokenizer
 
 TOKENIZER = BpeTokenizer([])  # a token is a byte
@@ -21,8 +22,8 @@ stops = st.lists(st.text("ab é", min_size=1, max_size=4), max_size=3).map(tuple
 
 
 def make_request(stop: tuple[str, ...] = (), **fields: object) -> Request:
-    params = SamplingParams(max_tokens=20, seed=1, stop=stop, logprobs=0, prompt_logprobs=bool(fields.get("echo")))
-    return Request(id="0-0", model="tiny", revision="r", token_ids=tuple(b"pr"), params=params, **fields)
+    told = {"logprobs": 0, "prompt_logprobs": bool(fields.get("echo"))}
+    return make_small_request("0-0", token_ids=tuple(b"pr"), max_tokens=20, stop=stop, **told, **fields)
 
 
 def split(ids: list[int], cuts: set[int]) -> list[Update]:

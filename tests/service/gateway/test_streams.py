@@ -17,8 +17,9 @@ from service.gateway.sse import EventStream
 from service.gateway.stream_position import read_after
 from service.gateway.streams import Streams
 from service.metrics import GatewayMetrics
-from service.protocol import Emission, End, Request, SamplingParams, TokenLogprobs
+from service.protocol import Emission, End, Request, TokenLogprobs
 from service.queue.local.gateway import LocalQueue
+from tests.claims import make_request
 from training.tokenizers.bpe import BpeTokenizer
 
 ANSWER = "0123456789abcdef" * 2
@@ -34,12 +35,14 @@ def make_requests(
     num_choices: int, stop: tuple[str, ...] = (), *, echo: bool = False, tenant: str = ""
 ) -> list[Request]:
     return [
-        Request(
-            id=f"{ANSWER}-{index}",
-            model="tiny",
-            revision="r1",
+        make_request(
+            f"{ANSWER}-{index}",
             token_ids=tuple(b"pr"),
-            params=SamplingParams(max_tokens=8, seed=1, choice=index, stop=stop, logprobs=0, prompt_logprobs=echo),
+            max_tokens=8,
+            choice=index,
+            stop=stop,
+            logprobs=0,
+            prompt_logprobs=echo,
             tenant=tenant,
             num_choices=num_choices,
             echo=echo,

@@ -1,20 +1,23 @@
 """Workers as processes: whatever becomes of one, a watcher sees each token once, in order, as undisturbed."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 import tempfile
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from service.config import QueueSettings
-from service.protocol import End, Request, SamplingParams, TokenLogprobs
+from service.protocol import End, Request, TokenLogprobs
 from service.queue.local.gateway import LocalQueue
 from service.queue.local.server import serve_workers
 from service.queue.local.wire import FrameError
+from tests.claims import make_request as make_small_request
 from tests.fleet.waiting import become
+from tests.service.worker.counting_worker import count
 
 SCRIPT = Path(__file__).parent / "counting_worker.py"
 PROMPT = (424242, 434343)
@@ -24,14 +27,11 @@ LEASE_S = 1.0
 LENGTH = End(finish_reason="length")
 
 
-def make_request(request_id: str, *, max_tokens: int = 1000, seed: int = 5, logprobs: int | None = None) -> Request:
-    params = SamplingParams(max_tokens=max_tokens, seed=seed, logprobs=logprobs, prompt_logprobs=logprobs is not None)
-    return Request(id=request_id, model="tiny", revision="r1", token_ids=PROMPT, params=params)
+make_request = partial(make_small_request, token_ids=PROMPT, max_tokens=1000, seed=5)
 
 
 def undisturbed(request: Request) -> list[int]:
-    seed = request.params.seed
-    return [(seed * 1_000_003 + index * 7919) % 2**31 for index in range(request.params.max_tokens)]
+    return [count(request.params.seed, index) for index in range(request.params.max_tokens)]
 
 
 class RecordingQueue(LocalQueue):
@@ -92,8 +92,8 @@ class Gateway:
         return [Stream(self.queue, request.id) for request in requests]
 
     async def start_worker(self, *orders: str, **settings: float) -> asyncio.subprocess.Process:
-        # It may wait for its orders as long as it takes.
-        options = [f"{key}={value}" for key, value in ({"lease_s": LEASE_S, "max_step_s": 1e6} | settings).items()]
+        settings = {"lease_s": LEASE_S, "max_step_s": 1e6} | settings  # its orders may be long in coming
+        options = [f"{key}={value}" for key, value in settings.items()]
         pipe = asyncio.subprocess.PIPE
         worker = await asyncio.create_subprocess_exec(
             sys.executable, str(SCRIPT), str(self._path), *options, stdin=pipe, stdout=pipe, stderr=pipe
@@ -114,15 +114,22 @@ async def order(worker: asyncio.subprocess.Process, *orders: str) -> None:
     await worker.stdin.drain()
 
 
+async def step(worker: asyncio.subprocess.Process) -> list[bytes]:
+    """Let `worker` make one step; return the ids that it served."""
+    await order(worker, "step")
+    return (await worker.stdout.readline()).split()
+
+
 async def step_until(worker: asyncio.subprocess.Process, stream: Stream, num_tokens: int) -> None:
     """Let `worker` step until `stream` has `num_tokens`; its next step waits for an order."""
     while len(stream.token_ids) < num_tokens:
-        await order(worker, "step")
-        await asyncio.sleep(0.01)
+        await step(worker)
+        await asyncio.sleep(0.01)  # for what the step made to arrive: what does not costs one step more
 
 
-@contextlib.asynccontextmanager
-async def open_gateway():
+@pytest.fixture
+async def gateway() -> AsyncIterator[Gateway]:
+    """The queue behind its socket; what a test starts ends with it."""
     queue = RecordingQueue()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "queue"
@@ -141,188 +148,173 @@ async def require_undisturbed(stream: Stream, request: Request) -> None:
     assert stream.token_ids == undisturbed(request)
 
 
-async def test_requests_are_computed_together_and_each_gets_its_own():
+async def test_requests_are_computed_together_and_each_gets_its_own(gateway):
     requests = [make_request(f"r{i}", seed=i, max_tokens=3 + i) for i in range(9)]
-    async with open_gateway() as gateway:
-        streams = await gateway.submit(*requests)
-        await gateway.start_worker("free")
-        for stream, request in zip(streams, requests, strict=True):
-            await require_undisturbed(stream, request)
+    streams = await gateway.submit(*requests)
+    await gateway.start_worker("free")
+    for stream, request in zip(streams, requests, strict=True):
+        await require_undisturbed(stream, request)
 
 
-async def test_a_killed_workers_stream_goes_on_unbroken():
+async def test_a_killed_workers_stream_goes_on_unbroken(gateway):
     request = make_request("a")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        doomed = await gateway.start_worker()
-        await step_until(doomed, stream, 2)
-        doomed.kill()
-        await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
+    [stream] = await gateway.submit(request)
+    doomed = await gateway.start_worker()
+    await step_until(doomed, stream, 2)
+    doomed.kill()
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-async def test_log_probabilities_come_once_in_order_though_a_worker_was_killed():
-    request = make_request("a", logprobs=0)
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        doomed = await gateway.start_worker()
-        await step_until(doomed, stream, 2)
-        doomed.kill()
-        await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
+async def test_log_probabilities_come_once_in_order_though_a_worker_was_killed(gateway):
+    request = make_request("a", logprobs=0, prompt_logprobs=True)
+    [stream] = await gateway.submit(request)
+    doomed = await gateway.start_worker()
+    await step_until(doomed, stream, 2)
+    doomed.kill()
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
     of_the_prompt, *of_the_text = stream.logprobs
     assert of_the_prompt.token_id == PROMPT[1]
     assert [entry.token_id for entry in of_the_text] == stream.token_ids
     assert [entry.logprob for entry in of_the_text] == [-float(index) for index in range(1000)]
 
 
-async def test_one_paused_past_its_lease_writes_no_more_and_serves_the_next():
+async def test_one_paused_past_its_lease_writes_no_more_and_serves_the_next(gateway):
     request = make_request("a")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        paused = await gateway.start_worker()
-        await step_until(paused, stream, 1)
-        paused.send_signal(signal.SIGSTOP)
-        gateway.queue.pass_time(LEASE_S)
-        other = await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
-        other.kill()
-        await order(paused, "free")
-        paused.send_signal(signal.SIGCONT)
-        later = make_request("b", seed=6)
-        [next_stream] = await gateway.submit(later)
-        await require_undisturbed(next_stream, later)
-        assert stream.token_ids == undisturbed(request)
-        paused.terminate()
-        _, told = await paused.communicate()
-        assert paused.returncode == 0
-        assert told.count(b"the lease was lost") == 1
+    [stream] = await gateway.submit(request)
+    paused = await gateway.start_worker()
+    await step_until(paused, stream, 1)
+    paused.send_signal(signal.SIGSTOP)
+    gateway.queue.pass_time(LEASE_S)
+    other = await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
+    other.kill()
+    await order(paused, "free")
+    paused.send_signal(signal.SIGCONT)
+    later = make_request("b", seed=6)
+    [next_stream] = await gateway.submit(later)
+    await require_undisturbed(next_stream, later)
+    assert stream.token_ids == undisturbed(request)
+    paused.terminate()
+    _, told = await paused.communicate()
+    assert paused.returncode == 0
+    assert told.count(b"the lease was lost") == 1
 
 
-async def test_sigterm_claims_no_more_and_finishes_what_runs():
+async def test_sigterm_claims_no_more_and_finishes_what_runs(gateway):
     running, late = make_request("running"), make_request("late")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(running)
-        worker = await gateway.start_worker()
-        await step_until(worker, stream, 1)
-        worker.terminate()
-        while (await gateway.queue.stats()).revisions:
-            await order(worker, "step")
-            await asyncio.sleep(0.01)
-        await gateway.submit(late)
-        await order(worker, "free")
-        await require_undisturbed(stream, running)
-        assert await worker.wait() == 0
-        stats = await gateway.queue.stats()
-        assert (stats.waiting, stats.workers) == (1, 0)
+    [stream] = await gateway.submit(running)
+    worker = await gateway.start_worker()
+    await step_until(worker, stream, 1)
+    worker.terminate()
+    while (await gateway.queue.stats()).revisions:
+        await step(worker)
+        await asyncio.sleep(0.01)
+    await gateway.submit(late)
+    await order(worker, "free")
+    await require_undisturbed(stream, running)
+    assert await worker.wait() == 0
+    stats = await gateway.queue.stats()
+    assert (stats.waiting, stats.workers) == (1, 0)
 
 
-async def test_past_its_drain_a_worker_hands_back_and_the_stream_goes_on():
+async def test_past_its_drain_a_worker_hands_back_and_the_stream_goes_on(gateway):
     request = make_request("a")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        for _ in range(MAX_ATTEMPTS + 1):
-            worker = await gateway.start_worker(drain_s=0.0)
-            await step_until(worker, stream, len(stream.token_ids) + 1)
-            worker.terminate()
-            await order(worker, "step")
-            assert await worker.wait() == 0
-        await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
-
-
-async def test_a_second_signal_ends_at_once():
-    request = make_request("a")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        worker = await gateway.start_worker()
-        await step_until(worker, stream, 1)
+    [stream] = await gateway.submit(request)
+    for _ in range(MAX_ATTEMPTS + 1):
+        worker = await gateway.start_worker(drain_s=0.0)
+        await step_until(worker, stream, len(stream.token_ids) + 1)
         worker.terminate()
-        ended = asyncio.create_task(worker.wait())
-        while not ended.done():  # Python may see two signals that come together as one
-            worker.send_signal(signal.SIGINT)
-            await asyncio.wait([ended], timeout=0.05)
-        assert await ended == 1
-        await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
-
-
-async def test_an_idle_worker_leaves_on_sigterm():
-    async with open_gateway() as gateway:
-        worker = await gateway.start_worker()
-        await become(gateway.queue.has_worker, "it registers")
-        worker.terminate()
+        await order(worker, "step")
         assert await worker.wait() == 0
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
+
+
+async def test_a_second_signal_ends_at_once(gateway):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    worker = await gateway.start_worker()
+    await step_until(worker, stream, 1)
+    worker.terminate()
+    ended = asyncio.create_task(worker.wait())
+    while not ended.done():  # Python may see two signals that come together as one
+        worker.send_signal(signal.SIGINT)
+        await asyncio.wait([ended], timeout=0.05)
+    assert await ended == 1
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
+
+
+async def test_an_idle_worker_leaves_on_sigterm(gateway):
+    worker = await gateway.start_worker()
+    await become(gateway.queue.has_worker, "it registers")
+    worker.terminate()
+    assert await worker.wait() == 0
 
 
 @pytest.mark.parametrize(("how", "named"), [("raise", b"RuntimeError"), ("exhaust", b"MemoryError")])
-async def test_a_broken_engine_ends_its_worker_and_tells_no_prompt(how: str, named: bytes):
+async def test_a_broken_engine_ends_its_worker_and_tells_no_prompt(gateway, how: str, named: bytes):
     request = make_request("a")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        broken = await gateway.start_worker("step", how)
-        _, told = await broken.communicate()
-        assert broken.returncode == 1
-        assert named in told
-        assert told.count(b"\n") == 1
-        assert str(PROMPT[0]).encode() not in told
-        await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
+    [stream] = await gateway.submit(request)
+    broken = await gateway.start_worker("step", how)
+    _, told = await broken.communicate()
+    assert broken.returncode == 1
+    assert named in told
+    assert told.count(b"\n") == 1
+    assert str(PROMPT[0]).encode() not in told
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-async def test_a_hung_step_ends_its_worker():
+async def test_a_hung_step_ends_its_worker(gateway):
     request = make_request("a")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        hung = await gateway.start_worker("hang", max_step_s=0.1)
-        _, told = await hung.communicate()
-        assert hung.returncode == 1
-        assert b"hangs" in told
-        await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
+    [stream] = await gateway.submit(request)
+    hung = await gateway.start_worker("hang", max_step_s=0.1)
+    _, told = await hung.communicate()
+    assert hung.returncode == 1
+    assert b"hangs" in told
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-async def test_a_step_longer_than_the_lease_does_not_look_dead():
+async def test_a_step_longer_than_the_lease_does_not_look_dead(gateway):
     request = make_request("a")
-    async with open_gateway() as gateway:
-        [stream] = await gateway.submit(request)
-        worker = await gateway.start_worker()
-        await step_until(worker, stream, 1)
-        for _ in range(8):
-            known = gateway.queue.num_renewals
-            await become(lambda: gateway.queue.num_renewals > known, "the lease is renewed")  # noqa: B023
-            gateway.queue.pass_time(0.9 * LEASE_S)
-        stats = await gateway.queue.stats()
-        assert (stats.running, stats.workers) == (1, 1)
-        await order(worker, "free")
-        await require_undisturbed(stream, request)
+    [stream] = await gateway.submit(request)
+    worker = await gateway.start_worker()
+    await step_until(worker, stream, 1)
+    for _ in range(8):
+        known = gateway.queue.num_renewals
+        await become(lambda: gateway.queue.num_renewals > known, "the lease is renewed")  # noqa: B023
+        gateway.queue.pass_time(0.9 * LEASE_S)
+    stats = await gateway.queue.stats()
+    assert (stats.running, stats.workers) == (1, 1)
+    await order(worker, "free")
+    await require_undisturbed(stream, request)
 
 
-async def test_a_cancelled_request_leaves_the_engine_and_the_others_go_on():
+async def test_a_cancelled_request_leaves_the_engine_and_the_others_go_on(gateway):
     a, b = make_request("a"), make_request("b")
-    async with open_gateway() as gateway:
-        cancelled, other = await gateway.submit(a, b)
-        worker = await gateway.start_worker()
-        await step_until(worker, other, 1)
-        await gateway.queue.cancel("a")
-        served = await worker.stdout.readline()
-        while served.split() != [b"b"]:
-            await order(worker, "step")
-            served = await worker.stdout.readline()
-        assert (await cancelled.to_end()).finish_reason == "abort"
-        assert len(cancelled.token_ids) < 1000
-        await order(worker, "free")
-        await require_undisturbed(other, b)
+    cancelled, other = await gateway.submit(a, b)
+    worker = await gateway.start_worker()
+    await step_until(worker, other, 1)
+    await gateway.queue.cancel("a")
+    while await step(worker) != [b"b"]:
+        pass
+    assert (await cancelled.to_end()).finish_reason == "abort"
+    assert len(cancelled.token_ids) < 1000
+    await order(worker, "free")
+    await require_undisturbed(other, b)
 
 
-async def test_without_its_queue_a_worker_ends():
-    async with open_gateway() as gateway:
-        worker = await gateway.start_worker()
-        await become(gateway.queue.has_worker, "it registers")
-        gateway.queue.is_gone = True
-        _, told = await worker.communicate()
-        assert worker.returncode == 1
-        assert b"is gone" in told
+async def test_without_its_queue_a_worker_ends(gateway):
+    worker = await gateway.start_worker()
+    await become(gateway.queue.has_worker, "it registers")
+    gateway.queue.is_gone = True
+    _, told = await worker.communicate()
+    assert worker.returncode == 1
+    assert b"is gone" in told
 
 
 async def test_a_worker_that_waits_for_a_queue_leaves_on_sigterm():
@@ -333,14 +325,13 @@ async def test_a_worker_that_waits_for_a_queue_leaves_on_sigterm():
     assert await worker.wait() == 0
 
 
-async def test_a_request_that_kills_every_worker_fails_and_leaves_the_next_alone():
-    async with open_gateway() as gateway:
-        [poisoned] = await gateway.submit(make_request("poison"))
-        for _ in range(MAX_ATTEMPTS):
-            worker = await gateway.start_worker("raise")
-            await worker.communicate()
-        assert (await poisoned.to_end()).finish_reason == "error"
-        request = make_request("next")
-        [stream] = await gateway.submit(request)
-        await gateway.start_worker("free")
-        await require_undisturbed(stream, request)
+async def test_a_request_that_kills_every_worker_fails_and_leaves_the_next_alone(gateway):
+    [poisoned] = await gateway.submit(make_request("poison"))
+    for _ in range(MAX_ATTEMPTS):
+        worker = await gateway.start_worker("raise")
+        await worker.communicate()
+    assert (await poisoned.to_end()).finish_reason == "error"
+    request = make_request("next")
+    [stream] = await gateway.submit(request)
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)

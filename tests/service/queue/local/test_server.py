@@ -12,7 +12,7 @@ import pytest
 
 from service.config import QueueSettings
 from service.errors import SettingError, Unavailable
-from service.protocol import Emission, Request, SamplingParams
+from service.protocol import Emission
 from service.queue.local.gateway import LocalQueue
 from service.queue.local.server import serve_workers
 from service.queue.local.wire import (
@@ -26,9 +26,10 @@ from service.queue.local.wire import (
     socket_path,
 )
 from service.queue.local.worker import SocketWorkerQueue
+from tests.claims import make_request
 from tests.fleet.waiting import PATIENCE_S
 
-REQUEST = Request(id="a", model="tiny", revision="r1", token_ids=(1, 2), params=SamplingParams(max_tokens=4, seed=1))
+REQUEST = make_request("a")
 REGISTER = RegisterCall(models={"tiny": "r1"})
 
 

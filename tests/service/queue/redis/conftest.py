@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
-from typing import Any
 
 import msgspec
 import pytest
 
 from service.config import QueueSettings
-from service.protocol import Emission
 from service.queue.process_identity import ProcessIdentity
 from service.queue.redis.connection import TICK_S
 from service.queue.redis.gateway import RedisQueue
@@ -109,16 +107,5 @@ def make_worker(connect):
         worker = connect(url, lease_s, **fields)
         worker.register({"tiny": "r1"})
         return worker
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_emission():
-    """A function that makes what one step adds to a claim: tokens behind those it came with, unless `base` is given."""
-
-    def make(claim, *token_ids: int, base: int | None = None, **fields: Any) -> Emission:
-        at = len(claim.token_ids) if base is None else base
-        return Emission(id=claim.request.id, epoch=claim.epoch, base=at, token_ids=token_ids, **fields)
 
     return make

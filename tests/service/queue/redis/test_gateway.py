@@ -11,6 +11,7 @@ from service.protocol import EmitStatus, End, Idempotency
 from service.queue.redis.connection import ANSWER_WITHIN_S
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
+from tests.claims import emission, ids_of
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.waiting import PATIENCE_S, become
 from tests.service.queue.redis.conftest import in_each_loop, within
@@ -91,13 +92,11 @@ async def test_what_may_have_been_accepted_under_a_key_waits_for_who_asks_again(
         assert await queue.submit([make_request("b-0")], key) == ["a-0"]
         with pytest.raises(BadRequest):
             await queue.submit([make_request("c-0")], Idempotency(key="k", digest="other"))
-    assert [claim.request.id for claim in make_worker(server.url).claim(2, 0)] == ["a-0"]
+    assert ids_of(make_worker(server.url).claim(2, 0)) == ["a-0"]
 
 
 @in_each_loop
-async def test_a_watcher_reads_on_however_often_its_subscription_is_killed(
-    server, client, make_request, make_worker, make_emission
-):
+async def test_a_watcher_reads_on_however_often_its_subscription_is_killed(server, client, make_request, make_worker):
     async with open_queue(server.url) as queue:
         await queue.submit([make_request("a")])
         worker, watch = make_worker(server.url), Watch(queue)
@@ -106,17 +105,17 @@ async def test_a_watcher_reads_on_however_often_its_subscription_is_killed(
             if token_id % 5 == 1:
                 client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             end = STOP if token_id == 19 else None
-            assert worker.emit([make_emission(claim, token_id, base=token_id, end=end)]) == [OK]
+            assert worker.emit([emission(claim, token_id, base=token_id, end=end)]) == [OK]
             await watch.wait_for(*range(token_id + 1))
         assert await watch.to_end() == STOP
         assert watch.token_ids == list(range(20))
 
 
-async def test_a_hint_that_was_lost_is_read_after_a_silence(server, client, make_request, make_worker, make_emission):
+async def test_a_hint_that_was_lost_is_read_after_a_silence(server, client, make_request, make_worker):
     async with open_queue(server.url) as queue:
         await queue.submit([make_request("a")])
         worker, watch = make_worker(server.url), Watch(queue)
-        worker.emit([make_emission(claim, 5) for claim in worker.claim(1, 0)])
+        worker.emit([emission(claim, 5) for claim in worker.claim(1, 0)])
         await watch.wait_for(5)
         client.append(f"{PREFIX}:t:a", b"\x07\0\0\0")  # and nobody says so
         await watch.wait_for(5, 7)
@@ -124,32 +123,28 @@ async def test_a_hint_that_was_lost_is_read_after_a_silence(server, client, make
 
 
 @in_each_loop
-async def test_a_stream_goes_on_after_a_restart_of_a_server_that_keeps_its_data(
-    tmp_path, make_request, make_worker, make_emission
-):
+async def test_a_stream_goes_on_after_a_restart_of_a_server_that_keeps_its_data(tmp_path, make_request, make_worker):
     with RedisServer(tmp_path, appendonly="yes", appendfsync="always") as server:
         async with open_queue(server.url) as queue:
             await queue.submit([make_request("a")])
             worker, watch = make_worker(server.url), Watch(queue)
             [claim] = worker.claim(1, 0)
-            worker.emit([make_emission(claim, 1, 2)])
+            worker.emit([emission(claim, 1, 2)])
             await watch.wait_for(1, 2)
             await asyncio.to_thread(server.restart)
-            assert worker.emit([make_emission(claim, 1, 2)]) == [OK]
-            assert worker.emit([make_emission(claim, 3, base=2, end=STOP)]) == [OK]
+            assert worker.emit([emission(claim, 1, 2)]) == [OK]
+            assert worker.emit([emission(claim, 3, base=2, end=STOP)]) == [OK]
             assert await watch.to_end() == STOP
             assert watch.token_ids == [1, 2, 3]
 
 
 @in_each_loop
-async def test_a_stream_of_a_server_that_lost_everything_ends_with_an_error(
-    tmp_path, make_request, make_worker, make_emission
-):
+async def test_a_stream_of_a_server_that_lost_everything_ends_with_an_error(tmp_path, make_request, make_worker):
     with RedisServer(tmp_path) as server:
         async with open_queue(server.url) as queue:
             await queue.submit([make_request("a")])
             worker, watch = make_worker(server.url), Watch(queue)
-            worker.emit([make_emission(claim, 1) for claim in worker.claim(1, 0)])
+            worker.emit([emission(claim, 1) for claim in worker.claim(1, 0)])
             await watch.wait_for(1)
             await asyncio.to_thread(server.restart, empty=True)
             with pytest.raises(NotFound, match="'a'"):
@@ -168,7 +163,7 @@ async def test_an_open_stream_waits_for_its_patience_and_no_longer(server, make_
 
 
 async def test_out_of_memory_nothing_new_is_taken_and_what_runs_comes_to_its_end(
-    server, client, make_request, make_worker, make_emission
+    server, client, make_request, make_worker
 ):
     async with open_queue(server.url) as queue:
         await queue.submit([make_request("a"), make_request("b")])
@@ -178,7 +173,7 @@ async def test_out_of_memory_nothing_new_is_taken_and_what_runs_comes_to_its_end
             await queue.submit([make_request("c")])
         assert refusal.value.retry_after_s > 0
         a, b = worker.claim(2, 0)
-        assert worker.emit([make_emission(a, 1, end=STOP), make_emission(b, 2)]) == [OK, OK]
+        assert worker.emit([emission(a, 1, end=STOP), emission(b, 2)]) == [OK, OK]
         assert await watch.to_end() == STOP
         await queue.cancel("b")
         assert (await queue.stats()).running == 1

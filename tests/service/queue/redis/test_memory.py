@@ -6,6 +6,7 @@ from service.config import QueueSettings
 from service.protocol import End, Idempotency, TokenLogprobs
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
+from tests.claims import emission
 from tests.fleet.waiting import become
 
 STOP = End(finish_reason="stop")
@@ -30,7 +31,7 @@ def keys_left(client):
 
 
 async def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
-    server, seen, keys_left, make_worker, make_request, make_emission
+    server, seen, keys_left, make_worker, make_request
 ):
     async def live(queue):
         worker = seen(make_worker(server.url, name="pod-0", machine="one"))
@@ -39,13 +40,13 @@ async def test_every_key_has_a_ttl_at_each_moment_and_what_ended_leaves_nothing(
         seen(await queue.submit([make_request("late", deadline_s=0.0)]))
         seen(await queue.reap())
         a, b, c, d = seen(worker.claim(4, 0))
-        seen(worker.emit([make_emission(claim, 1, logprobs=SCORES, prompt_logprobs=SCORES) for claim in (a, b, c, d)]))
-        seen(worker.emit([make_emission(a, base=1, end=STOP), make_emission(b, 3, 4, base=7)]))  # an end and a gap
+        seen(worker.emit([emission(claim, 1, logprobs=SCORES, prompt_logprobs=SCORES) for claim in (a, b, c, d)]))
+        seen(worker.emit([emission(a, base=1, end=STOP), emission(b, 3, 4, base=7)]))  # an end and a gap
         seen(worker.release())
         seen(await queue.cancel(c.request.id))
         seen(worker.register({"tiny": "r1"}))
         first, second = seen(worker.claim(4, 0))
-        seen(worker.emit([make_emission(first, end=STOP)]))
+        seen(worker.emit([emission(first, end=STOP)]))
         for place in ("two", "three", "four"):  # the second is the death of each
             worker = seen(make_worker(server.url, name="pod-0", machine=place))
             seen(worker.claim(4, 0))

@@ -10,6 +10,7 @@ from service.config import QueueSettings
 from service.errors import LeaseLost, Unavailable
 from service.protocol import End
 from service.queue.redis.gateway import RedisQueue
+from tests.claims import emission
 from tests.fleet.redis_server import HOST, RedisServer, find_programs, free_port
 from tests.fleet.waiting import PATIENCE_S
 from tests.service.queue.redis.conftest import in_each_loop
@@ -54,7 +55,7 @@ def address(certificates, tmp_path_factory):
 
 
 @in_each_loop
-async def test_a_request_goes_through_it(address, certificates, make_request, connect, make_emission):
+async def test_a_request_goes_through_it(address, certificates, make_request, connect):
     url = f"{address}?ssl_ca_certs={certificates}/ca.pem"
     worker = connect(url)
     worker.register({"tiny": "r1"})
@@ -64,9 +65,9 @@ async def test_a_request_goes_through_it(address, certificates, make_request, co
         [request_id] = await queue.submit([make_request(str(id(queue)))])
         [claim] = await claiming
         watching = queue.watch([request_id])
-        await asyncio.to_thread(worker.emit, [make_emission(claim, 1, 2)])
+        await asyncio.to_thread(worker.emit, [emission(claim, 1, 2)])
         told = list(await anext(watching))
-        await asyncio.to_thread(worker.emit, [make_emission(claim, 3, base=2, end=STOP)])
+        await asyncio.to_thread(worker.emit, [emission(claim, 3, base=2, end=STOP)])
         told += [update async for updates in watching for update in updates]
     assert [token_id for update in told for token_id in update.token_ids] == [1, 2, 3]
     assert told[-1].end == STOP
