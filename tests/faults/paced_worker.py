@@ -1,12 +1,17 @@
-"""A `minigpt worker` whose steps take a moment longer, so that streams last on any machine; else it is the real one."""
+"""A `minigpt worker` whose steps take as long as a test wants, so that streams last on any machine; else the real one.
 
+A step begins after as many seconds as stand in the file that `PACE` names: a test that has streams where it wants them
+lets them crawl, for as long as it takes to break something.
+"""
+
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import service.engine.loading as loading
 from service.__main__ import main
-
-PACE_S = 0.001
+from tests.fleet.fleet import PACE
 
 
 class PacedEngine:
@@ -14,12 +19,13 @@ class PacedEngine:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        self._pace = Path(os.environ[PACE])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def step(self) -> Any:
-        time.sleep(PACE_S)
+        time.sleep(float(self._pace.read_text()))
         return self._engine.step()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.scene import Footprint, check_secrecy
 from tests.fleet.client import Streamed, events
+from tests.fleet.fleet import SLOW_S
 from tests.fleet.waiting import PATIENCE_S, wait_until
 
 LATE_TOKENS = 400
@@ -60,6 +61,7 @@ def test_gone_before_the_first_token(fleet, bodies):
 
 def test_gone_in_mid_stream(fleet, bodies):
     before, rows = aborted(fleet), fleet.num_rows()
+    fleet.set_pace(SLOW_S)  # what is computed of them is by mistake then, not because it went too fast to be stopped
     wanted = bodies(4, 1900)
     for body in wanted:
         with streaming(fleet, body) as lines:
@@ -107,9 +109,9 @@ def test_one_byte_a_second(fleet, scene, bodies):
         client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(ask), ask))
         reading = threading.Thread(target=crawl, args=(client, over))
         reading.start()
-        with scene(count=4):
-            pass
-        assert is_connected(gateway, client), "it is still being served"
+        with scene(count=4) as running:
+            running.wait_for_tokens()
+            assert is_connected(gateway, client), "it is still being served"
         assert gateway.usage.memory_info().rss < before + CRAWLER_BYTES
         wait_until(lambda: not is_connected(gateway, client), "it is closed")
         over.set()

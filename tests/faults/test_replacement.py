@@ -35,7 +35,7 @@ def other_oracle(serving, other_checkpoint) -> Iterator[Oracle]:
 @pytest.fixture
 def own_fleet(tmp_path, checkpoint) -> Iterator[Fleet]:
     """A fleet that does not stay what it is."""
-    with Fleet(tmp_path, checkpoint, **OPTIONS, worker_module="tests.faults.paced_worker") as fleet:
+    with Fleet(tmp_path, checkpoint, **OPTIONS) as fleet:
         yield fleet
 
 
