@@ -102,17 +102,3 @@ def claim(
 @pytest.fixture
 def make_claim() -> Callable[..., Claim]:
     return claim
-
-
-@pytest.fixture
-def finish() -> Callable[..., dict[str, list[int]]]:
-    """Step an engine until it has no work; return the tokens of each request."""
-
-    def run(engine: Engine, into: dict[str, list[int]] | None = None) -> dict[str, list[int]]:
-        tokens = {} if into is None else into
-        while engine.has_work:
-            for output in engine.step():
-                tokens.setdefault(output.id, []).extend(output.token_ids)
-        return tokens
-
-    return run
