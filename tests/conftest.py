@@ -23,11 +23,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.checkpoints import save_untrained
 from tests.claims import make_request as make_small_request
+from tests.fleet.client import frames
 from tests.fleet.redis_server import RedisServer, find_programs
 from tests.fleet.waiting import PATIENCE_S
-from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, TrainConfig
 from training.model_config import parse_model_config
 from training.models.families import AnyModel, make_model
 from training.models.gpt import GPT
@@ -160,10 +160,7 @@ def checkpoint(
     tmp_path_factory: pytest.TempPathFactory, make_gpt: Callable[..., GPT], tokenizer: CharTokenizer
 ) -> Path:
     """A tiny GPT with a long context, as a folder."""
-    model = make_gpt(context_length=2048)
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(folder, model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("checkpoints") / "tiny", make_gpt(context_length=2048), tokenizer)
 
 
 class Server:
@@ -178,6 +175,11 @@ class Server:
 
     def generate(self, **body: object) -> dict:
         return self.client.post("/generate", json=body).raise_for_status().json()
+
+    def stream(self, **body: object) -> Iterator[dict]:
+        """Yield the frames of a stream, as they come."""
+        with self.client.stream("POST", "/generate", json={**body, "stream": True}) as response:
+            yield from frames(response.raise_for_status().iter_lines())
 
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children()

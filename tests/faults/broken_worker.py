@@ -5,20 +5,17 @@ The seed chooses what happens when the sequence gets its 200th token: `DEADLY` k
 clock leaps: no step that is only slow is taken for hung. With `NOT_FINITE` its logits are NaN from there on.
 """
 
-import functools
 import os
 import signal
 import time
 from typing import Any
 
-import service.commands.worker as command
-from service.__main__ import main
 from service.protocol import Claim
-from tests.faults.paced_worker import PacedEngine, wrap_engines
+from tests.faults.paced_worker import MAX_STEP_S, PacedEngine, run_worker
 
 DEADLY, HANGING, NOT_FINITE = 666, 667, 668
 FATAL_TOKEN = 200
-LEAP_S = 1e6
+LEAP_S = 10 * MAX_STEP_S
 
 
 class BrokenEngine(PacedEngine):
@@ -76,6 +73,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    wrap_engines(BrokenEngine)
-    command.Worker = functools.partial(command.Worker, clock=Clock())  # type: ignore[misc,assignment]
-    main()
+    run_worker(BrokenEngine, clock=Clock())

@@ -14,8 +14,12 @@ LEASE_S = WorkerSettings().lease_s
 GATEWAY_OPTIONS = (f"--drain-s={PATIENCE_S}",)
 WORKER_OPTIONS = ("--drain-s=0.2", "--max-num-seqs=8", "--max-step-tokens=16")
 """Few sequences, small steps: so that eight streams fill a worker, and a prompt's prefill takes a while."""
-PACED = "tests.faults.paced_worker"
-OPTIONS = {"gateway_options": GATEWAY_OPTIONS, "worker_options": WORKER_OPTIONS, "worker_module": PACED}
+OPTIONS = {
+    "gateway_options": GATEWAY_OPTIONS,
+    "worker_options": WORKER_OPTIONS,
+    "worker_module": "tests.faults.paced_worker",
+}
+"""Of a fleet that is to be disturbed."""
 
 
 @pytest.fixture(scope="session")

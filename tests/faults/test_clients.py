@@ -13,6 +13,7 @@ import pytest
 from tests.faults.scene import Footprint, check_secrecy
 from tests.fleet.client import Streamed, events
 from tests.fleet.fleet import SLOW_S
+from tests.fleet.sockets import read_to_end
 from tests.fleet.waiting import PATIENCE_S, wait_until
 
 LATE_TOKENS = 400
@@ -131,7 +132,7 @@ def test_a_body_that_never_ends(fleet):
         with contextlib.suppress(OSError):
             for _ in range(100):
                 client.sendall(chunk)
-        assert b" 413 " in read_all(client)
+        assert b" 413 " in read_to_end(client)
 
 
 def test_a_thousand_idle_sockets(fleet, scene):
@@ -150,7 +151,7 @@ def test_a_thousand_idle_sockets(fleet, scene):
 def test_one_who_never_finishes_its_sentence(fleet, sent):
     with connect(fleet) as client:
         client.sendall(sent)
-        read_all(client)  # up to the end: it is closed
+        read_to_end(client)  # up to the end: it is closed
 
 
 def test_a_gateway_killed_and_its_streams_read_on_at_another(scene, fleet):
@@ -181,11 +182,3 @@ def crawl(client: socket.socket, over: threading.Event) -> None:
     with contextlib.suppress(ConnectionResetError):
         while not over.wait(1.0):
             client.recv(1)
-
-
-def read_all(client: socket.socket) -> bytes:
-    got = b""
-    with contextlib.suppress(ConnectionResetError):
-        while chunk := client.recv(65_536):
-            got += chunk
-    return got

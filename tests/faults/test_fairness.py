@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.faults.conftest import PACED, WORKER_OPTIONS
+from tests.faults.conftest import OPTIONS
 from tests.fleet.fleet import Fleet
 from tests.fleet.waiting import PATIENCE_S, wait_until
 
@@ -31,11 +31,9 @@ def add_key(*arguments: str) -> str:
 
 @pytest.fixture
 def fleet(tmp_path, checkpoint, keys) -> Iterator[Fleet]:
-    options = [f"--keys={tmp_path / 'keys.json'}"]
-    sizes = {"num_gateways": 1, "num_workers": 1, "is_proxied": False}
     assert keys
-    options = {"gateway_options": options, "worker_options": WORKER_OPTIONS, "worker_module": PACED}
-    with Fleet(tmp_path, checkpoint, **options, **sizes) as fleet:
+    options = OPTIONS | {"gateway_options": [f"--keys={tmp_path / 'keys.json'}"]}
+    with Fleet(tmp_path, checkpoint, **options, num_gateways=1, num_workers=1, is_proxied=False) as fleet:
         yield fleet
 
 

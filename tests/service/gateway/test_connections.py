@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from tests.fleet.sockets import read_to_end
 from tests.fleet.waiting import wait_until
 
 END_OF_HEADER = b"\r\n\r\n"
@@ -15,15 +16,6 @@ def request_bytes(body: dict, *headers: str, method: str = "POST", path: str = "
     content = json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(content)}", *headers]
     return "\r\n".join(lines).encode() + END_OF_HEADER + content
-
-
-def read_to_end(connection: socket.socket) -> bytes:
-    """Read until the server closes."""
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while chunk := connection.recv(65_536):
-            received += chunk
-    return received
 
 
 def read_until(connection: socket.socket, wanted: bytes) -> bytes:

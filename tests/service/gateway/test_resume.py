@@ -11,6 +11,7 @@ from service.config import QueueSettings
 from service.errors import Diverged, Unavailable
 from service.gateway.key_ring import KeyRing
 from service.keys import FileKeys, create_key
+from tests.fleet.client import events
 from tests.fleet.waiting import PATIENCE_S, wait_until
 
 REPLY = "né 🦜 and on it goes.\nAct II, in which nothing happens at all. "
@@ -18,18 +19,14 @@ REPLY = "né 🦜 and on it goes.\nAct II, in which nothing happens at all. "
 
 def read_events(lines, count: int | None = None) -> list[tuple[str | None, dict]]:
     """Read `count` events, or all up to [DONE]: their ids and frames."""
-    events, event_id = [], None
-    for line in lines:
-        if line.startswith("id: "):
-            event_id = line.removeprefix("id: ")
-        elif line == "data: [DONE]":
-            return events
-        elif line.startswith("data: "):
-            events.append((event_id, json.loads(line.removeprefix("data: "))))
-            event_id = None
-        if len(events) == count:
-            return events
-    raise AssertionError(f"the stream was cut after {events}")
+    read = []
+    for event_id, data in events(lines):
+        if data == "[DONE]":
+            return read
+        read.append((event_id, json.loads(data)))
+        if len(read) == count:
+            return read
+    raise AssertionError(f"the stream was cut after {read}")
 
 
 @contextlib.contextmanager

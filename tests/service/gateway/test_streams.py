@@ -20,6 +20,7 @@ from service.metrics import GatewayMetrics
 from service.protocol import Emission, End, Request, TokenLogprobs
 from service.queue.local.gateway import LocalQueue
 from tests.claims import make_request
+from tests.fleet.client import events
 from training.tokenizers.bpe import BpeTokenizer
 
 ANSWER = "0123456789abcdef" * 2
@@ -68,8 +69,7 @@ class Reader:
     @property
     def events(self) -> Events:
         """The ids and frames so far."""
-        pairs = [event.split("\n") for event in self._sent.decode().split("\n\n") if event.startswith("id: ")]
-        return [(id_.removeprefix("id: "), json.loads(data.removeprefix("data: "))) for id_, data in pairs]
+        return [(id_, json.loads(data)) for id_, data in events(self._sent.decode().split("\n")) if id_ is not None]
 
     async def to_end(self) -> Events:
         await self._task

@@ -20,6 +20,21 @@ SOON_S = 4 * ANSWER_WITHIN_S
 MOMENT_S = 0.001
 
 
+@pytest.fixture
+async def connection(server):
+    """One that has been used."""
+    async with Connection(Address(server.url)) as connection:
+        await connection.call("stats")
+        yield connection
+
+
+@pytest.fixture
+async def far_connection(far_url):
+    """One that leads through the proxy."""
+    async with Connection(Address(far_url)) as connection:
+        yield connection
+
+
 async def back(connection):
     """Return once the server is found to be back."""
     await become(lambda: not connection.is_down, "the server is found to be back")
@@ -48,17 +63,15 @@ async def test_a_cancelled_call_leaves_no_reply_for_the_next(proxy, far_url, mak
 
 
 @in_each_loop
-async def test_a_cancelled_call_ends_at_once_wherever_it_stands(server):
-    async with Connection(Address(server.url)) as connection:
-        await connection.call("stats")
-        server.pause()
-        for num_steps in range(30):
-            call = asyncio.create_task(connection.call("stats"))
-            for _ in range(num_steps):
-                await asyncio.sleep(0)
-            call.cancel()
-            await asyncio.wait({call})
-            assert call.cancelled()
+async def test_a_cancelled_call_ends_at_once_wherever_it_stands(connection, server):
+    server.pause()
+    for num_steps in range(30):
+        call = asyncio.create_task(connection.call("stats"))
+        for _ in range(num_steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait({call})
+        assert call.cancelled()
 
 
 @in_each_loop
@@ -80,66 +93,57 @@ async def test_leaving_never_hangs_where_the_server_is_away(server):
             await connection.call("stats")
 
 
-async def test_a_server_that_is_away_is_told_in_time_and_then_at_once(server):
-    async with Connection(Address(server.url)) as connection:
+async def test_a_server_that_is_away_is_told_in_time_and_then_at_once(connection, server):
+    server.pause()
+    async with refused_within(SOON_S):
         await connection.call("stats")
-        server.pause()
-        async with refused_within(SOON_S):
-            await connection.call("stats")
-        async with refused_within(ANSWER_WITHIN_S / 2):
-            await connection.call("stats")
-        assert connection.is_down
-        server.resume()
-        await back(connection)
-        assert await connection.call("dead") == []
+    async with refused_within(ANSWER_WITHIN_S / 2):
+        await connection.call("stats")
+    assert connection.is_down
+    server.resume()
+    await back(connection)
+    assert await connection.call("dead") == []
 
 
-async def test_many_calls_are_refused_together_while_the_server_is_away(server):
-    async with Connection(Address(server.url)) as connection:
-        await connection.call("stats")
-        server.pause()
-        calls = (connection.call("stats") for _ in range(5 * MAX_CALLS))
-        async with within(SOON_S):  # those who wait for their turn too
-            answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(answer, Unavailable) for answer in answers)
+async def test_many_calls_are_refused_together_while_the_server_is_away(connection, server):
+    server.pause()
+    calls = (connection.call("stats") for _ in range(5 * MAX_CALLS))
+    async with within(SOON_S):  # those who wait for their turn too
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
 
 
 @in_each_loop
-async def test_a_call_over_a_connection_that_was_reset_is_tried_once_more_at_once(proxy, far_url):
-    async with Connection(Address(far_url)) as connection:
-        await asyncio.gather(*(connection.call("stats") for _ in range(4)))
-        for is_noticed in (False, True):
-            proxy.reset()
-            await asyncio.sleep(0.02 if is_noticed else 0)
-            assert await connection.call("dead") == []
-        assert not connection.is_down
+async def test_a_call_over_a_connection_that_was_reset_is_tried_once_more_at_once(far_connection, proxy):
+    await asyncio.gather(*(far_connection.call("stats") for _ in range(4)))
+    for is_noticed in (False, True):
+        proxy.reset()
+        await asyncio.sleep(0.02 if is_noticed else 0)
+        assert await far_connection.call("dead") == []
+    assert not far_connection.is_down
     assert proxy.num_broken > 0
 
 
-async def test_persistence_waits_for_the_server_and_no_longer_than_it_is_told(server):
-    async with Connection(Address(server.url)) as connection:
-        await connection.call("stats")
-        server.pause()
-        async with refused_within(SOON_S):
-            await connection.persist("dead", for_s=0.1)
-        asyncio.get_running_loop().call_later(0.2, server.resume)
-        assert await connection.persist("dead", for_s=PATIENCE_S) == []
+async def test_persistence_waits_for_the_server_and_no_longer_than_it_is_told(connection, server):
+    server.pause()
+    async with refused_within(SOON_S):
+        await connection.persist("dead", for_s=0.1)
+    asyncio.get_running_loop().call_later(0.2, server.resume)
+    assert await connection.persist("dead", for_s=PATIENCE_S) == []
 
 
 @in_each_loop
-async def test_however_many_calls_at_once_the_connections_are_few(proxy, far_url):
-    async with Connection(Address(far_url)) as connection:
-        answers = await asyncio.gather(*(connection.call("dead") for _ in range(20 * MAX_CALLS)))
-        assert answers == [[]] * len(answers)
+async def test_however_many_calls_at_once_the_connections_are_few(far_connection, proxy):
+    answers = await asyncio.gather(*(far_connection.call("dead") for _ in range(20 * MAX_CALLS)))
+    assert answers == [[]] * len(answers)
     assert proxy.num_accepted <= 2 * MAX_CALLS
 
 
 @in_each_loop
-async def test_calls_that_wait_for_their_turn_do_not_ping_a_silent_server(server, proxy, far_url):
-    async with Connection(Address(far_url)) as connection:
-        server.pause()
-        asyncio.get_running_loop().call_later(0.7, server.resume)
-        await asyncio.gather(*(connection.call("dead") for _ in range(20 * MAX_CALLS)), return_exceptions=True)
+async def test_calls_that_wait_for_their_turn_do_not_ping_a_silent_server(far_connection, server, proxy):
+    server.pause()
+    asyncio.get_running_loop().call_later(0.7, server.resume)
+    await asyncio.gather(*(far_connection.call("dead") for _ in range(20 * MAX_CALLS)), return_exceptions=True)
     assert proxy.num_accepted <= 2 * MAX_CALLS
 
 

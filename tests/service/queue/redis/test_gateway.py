@@ -1,7 +1,6 @@
 """The gateway's face when the server is away, starved, broken off or empty."""
 
 import asyncio
-import contextlib
 
 import pytest
 
@@ -20,9 +19,9 @@ STOP = End(finish_reason="stop")
 OK = EmitStatus.OK
 
 
-@contextlib.asynccontextmanager
-async def open_queue(url, **settings):
-    async with asyncio.timeout(PATIENCE_S), RedisQueue(url, QueueSettings(**settings)) as queue:
+@pytest.fixture
+async def queue(server):
+    async with RedisQueue(server.url, QueueSettings()) as queue:
         yield queue
 
 
@@ -55,19 +54,18 @@ class Watch:
         return self.updates[-1].end
 
 
-async def test_a_submission_to_a_server_that_is_away_is_refused_in_time(server, make_request):
-    async with open_queue(server.url) as queue:
-        await queue.stats()
-        server.pause()
-        for _ in range(2):
-            async with within(4 * ANSWER_WITHIN_S):
-                with pytest.raises(Unavailable):
-                    await queue.submit([make_request("a")])
-        server.resume()
+async def test_a_submission_to_a_server_that_is_away_is_refused_in_time(queue, server, make_request):
+    await queue.stats()
+    server.pause()
+    for _ in range(2):
+        async with within(4 * ANSWER_WITHIN_S):
+            with pytest.raises(Unavailable):
+                await queue.submit([make_request("a")])
+    server.resume()
 
 
 async def test_what_may_have_been_accepted_is_cancelled_when_the_server_is_back(proxy, far_url, client, make_request):
-    async with open_queue(far_url) as queue:
+    async with RedisQueue(far_url, QueueSettings()) as queue:
         await queue.stats()
         proxy.swallow(replies_only=True)
         with pytest.raises(Unavailable):
@@ -82,7 +80,7 @@ async def test_what_may_have_been_accepted_under_a_key_waits_for_who_asks_again(
     proxy, far_url, server, make_request, make_worker
 ):
     key = Idempotency(key="k", digest="d")
-    async with open_queue(far_url) as queue:
+    async with RedisQueue(far_url, QueueSettings()) as queue:
         await queue.stats()
         proxy.swallow(replies_only=True)
         with pytest.raises(Unavailable):
@@ -96,36 +94,36 @@ async def test_what_may_have_been_accepted_under_a_key_waits_for_who_asks_again(
 
 
 @in_each_loop
-async def test_a_watcher_reads_on_however_often_its_subscription_is_killed(server, client, make_request, make_worker):
-    async with open_queue(server.url) as queue:
-        await queue.submit([make_request("a")])
-        worker, watch = make_worker(server.url), Watch(queue)
-        [claim] = worker.claim(1, 0)
-        for token_id in range(20):
-            if token_id % 5 == 1:
-                client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-            end = STOP if token_id == 19 else None
-            assert worker.emit([emission(claim, token_id, base=token_id, end=end)]) == [OK]
-            await watch.wait_for(*range(token_id + 1))
-        assert await watch.to_end() == STOP
-        assert watch.token_ids == list(range(20))
+async def test_a_watcher_reads_on_however_often_its_subscription_is_killed(
+    queue, server, client, make_request, make_worker
+):
+    await queue.submit([make_request("a")])
+    worker, watch = make_worker(server.url), Watch(queue)
+    [claim] = worker.claim(1, 0)
+    for token_id in range(20):
+        if token_id % 5 == 1:
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        end = STOP if token_id == 19 else None
+        assert worker.emit([emission(claim, token_id, base=token_id, end=end)]) == [OK]
+        await watch.wait_for(*range(token_id + 1))
+    assert await watch.to_end() == STOP
+    assert watch.token_ids == list(range(20))
 
 
-async def test_a_hint_that_was_lost_is_read_after_a_silence(server, client, make_request, make_worker):
-    async with open_queue(server.url) as queue:
-        await queue.submit([make_request("a")])
-        worker, watch = make_worker(server.url), Watch(queue)
-        worker.emit([emission(claim, 5) for claim in worker.claim(1, 0)])
-        await watch.wait_for(5)
-        client.append(f"{PREFIX}:t:a", b"\x07\0\0\0")  # and nobody says so
-        await watch.wait_for(5, 7)
-        watch.reading.cancel()
+async def test_a_hint_that_was_lost_is_read_after_a_silence(queue, server, client, make_request, make_worker):
+    await queue.submit([make_request("a")])
+    worker, watch = make_worker(server.url), Watch(queue)
+    worker.emit([emission(claim, 5) for claim in worker.claim(1, 0)])
+    await watch.wait_for(5)
+    client.append(f"{PREFIX}:t:a", b"\x07\0\0\0")  # and nobody says so
+    await watch.wait_for(5, 7)
+    watch.reading.cancel()
 
 
 @in_each_loop
 async def test_a_stream_goes_on_after_a_restart_of_a_server_that_keeps_its_data(tmp_path, make_request, make_worker):
     with RedisServer(tmp_path, appendonly="yes", appendfsync="always") as server:
-        async with open_queue(server.url) as queue:
+        async with RedisQueue(server.url, QueueSettings()) as queue:
             await queue.submit([make_request("a")])
             worker, watch = make_worker(server.url), Watch(queue)
             [claim] = worker.claim(1, 0)
@@ -141,7 +139,7 @@ async def test_a_stream_goes_on_after_a_restart_of_a_server_that_keeps_its_data(
 @in_each_loop
 async def test_a_stream_of_a_server_that_lost_everything_ends_with_an_error(tmp_path, make_request, make_worker):
     with RedisServer(tmp_path) as server:
-        async with open_queue(server.url) as queue:
+        async with RedisQueue(server.url, QueueSettings()) as queue:
             await queue.submit([make_request("a")])
             worker, watch = make_worker(server.url), Watch(queue)
             worker.emit([emission(claim, 1) for claim in worker.claim(1, 0)])
@@ -163,19 +161,18 @@ async def test_an_open_stream_waits_for_its_patience_and_no_longer(server, make_
 
 
 async def test_out_of_memory_nothing_new_is_taken_and_what_runs_comes_to_its_end(
-    server, client, make_request, make_worker
+    queue, server, client, make_request, make_worker
 ):
-    async with open_queue(server.url) as queue:
-        await queue.submit([make_request("a"), make_request("b")])
-        worker, watch = make_worker(server.url), Watch(queue)
-        client.config_set("maxmemory", 1)
-        with pytest.raises(QueueFull, match="memory") as refusal:
-            await queue.submit([make_request("c")])
-        assert refusal.value.retry_after_s > 0
-        a, b = worker.claim(2, 0)
-        assert worker.emit([emission(a, 1, end=STOP), emission(b, 2)]) == [OK, OK]
-        assert await watch.to_end() == STOP
-        await queue.cancel("b")
-        assert (await queue.stats()).running == 1
-        client.config_set("maxmemory", 0)
-        assert await queue.submit([make_request("c")]) == ["c"]
+    await queue.submit([make_request("a"), make_request("b")])
+    worker, watch = make_worker(server.url), Watch(queue)
+    client.config_set("maxmemory", 1)
+    with pytest.raises(QueueFull, match="memory") as refusal:
+        await queue.submit([make_request("c")])
+    assert refusal.value.retry_after_s > 0
+    a, b = worker.claim(2, 0)
+    assert worker.emit([emission(a, 1, end=STOP), emission(b, 2)]) == [OK, OK]
+    assert await watch.to_end() == STOP
+    await queue.cancel("b")
+    assert (await queue.stats()).running == 1
+    client.config_set("maxmemory", 0)
+    assert await queue.submit([make_request("c")]) == ["c"]
