@@ -1,3 +1,10 @@
+"""What every test has: models and checkpoints small enough for a test, servers, requests.
+
+No test waits for a time: each waits for what is to happen. All such waits have one bound, `PATIENCE_S` of
+tests/fleet/waiting.py, which the environment variable `MINIGPT_TEST_PATIENCE` sets; a test that hangs elsewhere is
+ended by pytest's `timeout` in pyproject.toml. tests/README.md tells how the tests are organised.
+"""
+
 import contextlib
 import functools
 import os
@@ -6,31 +13,34 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-from service.protocol import Request, SamplingParams
+from tests.checkpoints import save_untrained
+from tests.claims import make_request as make_small_request
+from tests.fleet.client import frames
 from tests.fleet.redis_server import RedisServer, find_programs
-from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, TrainConfig
+from tests.fleet.waiting import PATIENCE_S
 from training.model_config import parse_model_config
 from training.models.families import AnyModel, make_model
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
 # Tests run side by side: threads that spin while they wait starve the others, here and in the processes of a test,
-# and what an example takes says nothing.
+# and what an example takes, to make or to run, says nothing.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-settings.register_profile("beside_others", deadline=None)
+settings.register_profile("beside_others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("beside_others")
+WITH_FIXTURES = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+"""Of properties whose fixtures no example changes: one will do for all of them."""
 
 SHAPES = {
     "qwen3": {},
@@ -54,6 +64,19 @@ SLOT_FAMILIES = {
 }
 """Shapes of the families whose state has a fixed size."""
 FAMILIES = {"gpt": {"family": "gpt", "n_layer": 2, "n_head": 2}, **SLOT_FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The loop that runs tests which are coroutines; gateways run in uvloop as well (`in_each_loop`)."""
+    return "asyncio"
+
+
+@pytest.fixture
+def beside() -> Iterator[Callable[..., Future]]:
+    """A function that makes a call on another thread, and returns what is to come of it."""
+    with ThreadPoolExecutor(4) as threads:
+        yield threads.submit
 
 
 @pytest.fixture(scope="session")
@@ -137,10 +160,7 @@ def checkpoint(
     tmp_path_factory: pytest.TempPathFactory, make_gpt: Callable[..., GPT], tokenizer: CharTokenizer
 ) -> Path:
     """A tiny GPT with a long context, as a folder."""
-    model = make_gpt(context_length=2048)
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    save_checkpoint(folder, model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("checkpoints") / "tiny", make_gpt(context_length=2048), tokenizer)
 
 
 class Server:
@@ -151,10 +171,15 @@ class Server:
         self.log = log
         url = re.search(r"http://\S+", process.stdout.readline())
         assert url is not None, log.read_text()
-        self.client = httpx.Client(base_url=url[0], timeout=60, trust_env=False)
+        self.client = httpx.Client(base_url=url[0], timeout=PATIENCE_S, trust_env=False)
 
     def generate(self, **body: object) -> dict:
         return self.client.post("/generate", json=body).raise_for_status().json()
+
+    def stream(self, **body: object) -> Iterator[dict]:
+        """Yield the frames of a stream, as they come."""
+        with self.client.stream("POST", "/generate", json={**body, "stream": True}) as response:
+            yield from frames(response.raise_for_status().iter_lines())
 
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children()
@@ -208,10 +233,4 @@ def redis_servers(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_request():
     """A function that makes a request; its cost is `num_prompt` + `max_tokens`, other fields as they are named."""
-
-    def make(request_id: str, *, num_prompt=3, max_tokens=5, **fields: Any) -> Request:
-        params = SamplingParams(max_tokens=max_tokens, seed=7)
-        fields = {"model": "tiny", "revision": "r1", "token_ids": tuple(range(num_prompt))} | fields
-        return Request(id=request_id, params=params, **fields)
-
-    return make
+    return make_small_request

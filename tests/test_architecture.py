@@ -46,7 +46,7 @@ def test_torch_is_loaded_only_where_it_is_listed():
     for needed in ("service.__main__", "service.gateway.app", "service.queue.local.worker", "service.engine.scheduler"):
         assert needed in without
     command = [sys.executable, "-c", LOAD_IN_TURN, *without]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

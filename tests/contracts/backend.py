@@ -6,13 +6,12 @@ What a test has of a backend, and nothing behind it:
   gateway's interface, called in the backend's loop; `watch(*ids)` → a `Watcher` that reads on its own.
 - `worker(models)`: a worker's interface, registered; `connect()`: one that is not.
 - `kill(worker)`: it dies while its lease holds, and the queue has proof; returns once what it held is back.
-- `pass_time(seconds)`: the queue's clock goes on by so much at once; a lease runs out by this and nothing else.
+- `pass_time(seconds)`: the queue's clock, which stands still otherwise, goes on by so much: however long a test takes,
+  a lease runs out by this and nothing else.
 - `reap()`: one round of what `keep_reaping` repeats. No backend reaps by itself.
 - `settings`: its `QueueSettings`.
 
-A backend makes `queue` (a `GatewayQueue`) after `super().__init__`, and `connect`, `kill`, `pass_time` and `reap`. A
-clock may run on between two `pass_time`s, for as long as a test takes: the tests' times are far longer, or compared
-loosely.
+A backend makes `queue` (a `GatewayQueue`) after `super().__init__`, and `connect`, `kill`, `pass_time` and `reap`.
 """
 
 import asyncio
@@ -22,11 +21,11 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from service.config import QueueSettings
-from service.protocol import Claim, DeadRequest, Emission, End, Idempotency, QueueStats, Request, Update
+from service.protocol import DeadRequest, Idempotency, QueueStats, Request, Update
 from service.queue.base import GatewayQueue, WorkerQueue
+from tests.fleet.waiting import PATIENCE_S
 
 MODELS = {"tiny": "r1"}
-TIMEOUT_S = 30.0
 T = TypeVar("T")
 
 
@@ -58,12 +57,12 @@ class Watcher:
     def wait_for(self, num_tokens: int) -> list[int]:
         """Return all tokens seen once they are so many."""
         with self._news:
-            assert self._news.wait_for(lambda: len(self.token_ids) >= num_tokens, TIMEOUT_S)
+            assert self._news.wait_for(lambda: len(self.token_ids) >= num_tokens, PATIENCE_S)
         return self.token_ids
 
     def to_end(self) -> Update:
         """Return the last update; raises what `watch` raises."""
-        self._task.result(TIMEOUT_S)
+        self._task.result(PATIENCE_S)
         assert self.updates[-1].end is not None
         return self.updates[-1]
 
@@ -130,7 +129,7 @@ class Backend:
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run `coroutine` in the backend's loop."""
-        return self.start(coroutine).result(TIMEOUT_S)
+        return self.start(coroutine).result(PATIENCE_S)
 
 
 async def _end_all_tasks() -> None:
@@ -138,9 +137,3 @@ async def _end_all_tasks() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def emission(claim: Claim, *token_ids: int, end: End | None = None, base: int | None = None) -> Emission:
-    """Return what one step adds to a claim: tokens behind those it came with, unless `base` is given."""
-    at = len(claim.token_ids) if base is None else base
-    return Emission(id=claim.request.id, epoch=claim.epoch, base=at, token_ids=token_ids, end=end)

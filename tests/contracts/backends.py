@@ -2,7 +2,6 @@
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +18,12 @@ from service.queue.process_identity import ProcessIdentity
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import library
 from service.queue.redis.worker import RedisWorkerQueue
-from tests.contracts.backend import TIMEOUT_S, Backend, Worker
+from tests.contracts.backend import Backend, Worker
 from tests.fleet.redis_server import RedisServer
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 READ_TIME = "local time = call('TIME')"
+COUNT_TIME = "local time = {1e6 + (call('GET', 'passed') or 0), 0}"
 T = TypeVar("T")
 
 
@@ -103,15 +104,13 @@ class SocketBackend(LocalBackend):
         self._server = self.call(serve_workers(self.queue, self._path))
 
     def connect(self) -> Worker:
-        self._workers.append(SocketWorkerQueue(self._path, TIMEOUT_S))
+        self._workers.append(SocketWorkerQueue(self._path, PATIENCE_S))
         return self._workers[-1]
 
     def kill(self, worker: Worker) -> None:
         before = self.stats().workers
         worker.close()
-        until = time.monotonic() + TIMEOUT_S
-        while self.stats().workers == before:
-            assert time.monotonic() < until
+        wait_until(lambda: self.stats().workers < before, "the queue knows that it is dead")
 
     def close(self) -> None:
         for worker in self._workers:
@@ -126,7 +125,7 @@ class SocketBackend(LocalBackend):
 
 
 class RedisBackend(Backend):
-    """The queue in a real server, by the server's own time, to which the library there adds what a test lets pass."""
+    """The queue in a real server; for the library there time stands still, but for what a test lets pass."""
 
     queue: RedisQueue
 
@@ -136,9 +135,9 @@ class RedisBackend(Backend):
         self._server = redis.Redis.from_url(server.url)
         self._server.flushall()
         _, text = library()
-        shifted = text.replace(READ_TIME, f"{READ_TIME}\n  time[1] = time[1] + (call('GET', 'passed') or 0)")
-        assert shifted != text
-        self._server.function_load(shifted, replace=True)
+        counting = text.replace(READ_TIME, COUNT_TIME)
+        assert counting != text
+        self._server.function_load(counting, replace=True)
         self._workers: dict[int, tuple[RedisWorkerQueue, ProcessIdentity]] = {}
         self._identities = (
             ProcessIdentity(name=f"w{i}", machine=f"m{i}", pid=1, started=0.0) for i in itertools.count(1)

@@ -3,14 +3,15 @@
 import pytest
 
 from service.errors import BadRequest, NotFound, QueueFull
-from service.protocol import Emission, End, Idempotency
+from service.protocol import End, Idempotency
+from tests.claims import emission
 
 STOP = End(finish_reason="stop")
 FIRST, OTHER = Idempotency(key="k", digest="d1"), Idempotency(key="k", digest="d2")
 
 
 def finish(worker, *claims):
-    worker.emit([Emission(id=c.request.id, epoch=c.epoch, base=len(c.token_ids), end=STOP) for c in claims])
+    worker.emit([emission(claim, end=STOP) for claim in claims])
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """What every backend of the queue promises, case by case."""
 
-import threading
-
-import msgspec
 import pytest
 
 from service.errors import NotFound, QueueFull
 from service.protocol import EmitStatus, End, QueueStats, TokenLogprobs
-from tests.contracts.backend import emission
+from tests.claims import emission, ids_of
+from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
@@ -58,20 +56,18 @@ def logprobs_of(*token_ids):
     return tuple(TokenLogprobs(token_id=id_, logprob=-id_ / 8, top=((id_, -id_ / 8),)) for id_ in token_ids)
 
 
-def test_log_probabilities_reach_every_watcher_once_through_a_death_and_a_retry(backend, make_request):
+def test_log_probabilities_come_once_through_a_death_and_a_retry(backend, make_request):
     backend.submit(make_request("a"))
     doomed, early = backend.worker(), backend.watch("a")
     [claim] = doomed.claim(1, 0)
-    scored = msgspec.structs.replace(emission(claim), prompt_logprobs=logprobs_of(8, 9))
-    first = msgspec.structs.replace(emission(claim, 1, 2), logprobs=logprobs_of(1, 2))
+    scored = emission(claim, prompt_logprobs=logprobs_of(8, 9))
+    first = emission(claim, 1, 2, logprobs=logprobs_of(1, 2))
     assert [doomed.emit([e]) for e in (scored, first, first)] == [[OK]] * 3
     middle = backend.watch("a")
     backend.kill(doomed)
     heir = backend.worker()
     [again] = heir.claim(1, 0)
-    last = msgspec.structs.replace(
-        emission(again, 3, end=STOP), logprobs=logprobs_of(3), prompt_logprobs=logprobs_of(8, 9)
-    )
+    last = emission(again, 3, end=STOP, logprobs=logprobs_of(3), prompt_logprobs=logprobs_of(8, 9))
     assert heir.emit([last]) == [OK]
     for watcher in (early, middle, backend.watch("a")):
         watcher.to_end()
@@ -80,22 +76,19 @@ def test_log_probabilities_reach_every_watcher_once_through_a_death_and_a_retry(
         assert [entry for update in watcher.updates for entry in update.prompt_logprobs] == list(logprobs_of(8, 9))
 
 
-def test_claims_are_oldest_first_and_only_of_the_models_and_revisions_registered(backend, make_request):
+def test_claims_are_oldest_first_and_of_what_is_registered_alone(backend, make_request):
     backend.submit(make_request("a"), make_request("other", model="big"), make_request("b"))
     backend.submit(make_request("former", revision="r0"), make_request("c"))
     small, both = backend.worker(), backend.worker({"tiny": "r1", "big": "r1"})
-    assert [claim.request.id for claim in small.claim(1, 0)] == ["a"]
-    assert [claim.request.id for claim in both.claim(9, 0)] == ["other", "b", "c"]
+    assert ids_of(small.claim(1, 0)) == ["a"]
+    assert ids_of(both.claim(9, 0)) == ["other", "b", "c"]
     assert backend.stats().waiting == 1
 
 
-def test_a_waiting_claim_gets_what_is_submitted_meanwhile(backend, make_request):
-    worker, claims = backend.worker(), []
-    thread = threading.Thread(target=lambda: claims.extend(worker.claim(4, 20.0)))
-    thread.start()
+def test_a_waiting_claim_gets_what_is_submitted_meanwhile(backend, make_request, beside):
+    claiming = beside(backend.worker().claim, 4, PATIENCE_S)
     backend.submit(make_request("a"))
-    thread.join(20)
-    assert [claim.request.id for claim in claims] == ["a"]
+    assert ids_of(claiming.result()) == ["a"]
 
 
 def test_a_waiting_claim_comes_back_empty(backend):
@@ -183,7 +176,7 @@ def test_cancelled_while_waiting_it_ends_at_once(backend, make_request):
     assert backend.worker().claim(1, 0) == []
 
 
-def test_cancelled_while_running_it_ends_at_the_next_emission_which_adds_nothing(backend, make_request):
+def test_cancelled_while_running_it_ends_at_an_emission_that_adds_nothing(backend, make_request):
     backend.submit(make_request("a"), make_request("b"))
     worker, watcher = backend.worker(), backend.watch("a")
     a, b = worker.claim(2, 0)
@@ -263,7 +256,7 @@ def test_stats_count_what_waits_and_runs(backend, make_request):
     )
 
 
-def test_a_claim_that_does_not_wait_takes_what_there_is_whoever_asked_in_vain_before(backend, make_request):
+def test_a_claim_that_does_not_wait_takes_what_others_asked_for_in_vain(backend, make_request):
     backend.submit(make_request("a"))
     busy, idle = backend.worker(), backend.worker()
     assert len(busy.claim(1, 0)) == 1

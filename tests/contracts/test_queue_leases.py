@@ -1,11 +1,10 @@
 """How a worker holds what it claimed, in every backend: by its lease, until it dies, retires or hands back."""
 
-import threading
-
 import pytest
 
 from service.protocol import EmitStatus, End
-from tests.contracts.backend import emission
+from tests.claims import emission, ids_of
+from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
 OK, FENCED = EmitStatus.OK, EmitStatus.FENCED
@@ -24,13 +23,11 @@ def test_a_retired_worker_keeps_what_it_has_and_gets_nothing_new(backend, make_r
     assert backend.stats().waiting == 1
 
 
-def test_a_claim_that_waits_comes_back_empty_when_its_worker_retires(backend):
-    worker, claims = backend.worker(), []
-    thread = threading.Thread(target=lambda: claims.append(worker.claim(4, 1e6)))
-    thread.start()
+def test_a_claim_that_waits_comes_back_empty_when_its_worker_retires(backend, beside):
+    worker = backend.worker()
+    claiming = beside(worker.claim, 4, 1e6)
     worker.retire()
-    thread.join(20)
-    assert claims == [[]]
+    assert claiming.result(PATIENCE_S) == []
 
 
 def test_a_worker_that_never_registered_gets_nothing(backend, make_request):
@@ -40,7 +37,7 @@ def test_a_worker_that_never_registered_gets_nothing(backend, make_request):
     assert not worker.renew()
 
 
-def test_a_dead_workers_requests_go_on_with_the_next_from_where_the_log_ends(backend, make_request):
+def test_a_dead_workers_requests_go_on_from_where_the_log_ends(backend, make_request):
     backend.submit(make_request("a"), make_request("b"))
     doomed, watcher = backend.worker(), backend.watch("a")
     a, _ = doomed.claim(2, 0)
@@ -89,7 +86,7 @@ def test_released_requests_keep_their_place_their_tokens_and_their_attempts(open
         for num_logged in range(3):
             worker = backend.worker()
             claims = worker.claim(9, 0)
-            assert [claim.request.id for claim in claims] == ["a", "b"]
+            assert ids_of(claims) == ["a", "b"]
             assert len(claims[0].token_ids) == num_logged
             worker.emit([emission(claims[0], num_logged)])
             worker.release()

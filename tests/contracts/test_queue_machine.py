@@ -440,7 +440,6 @@ class Machine(RuleBasedStateMachine):
         self.reserved = {name: holder for name, holder in self.reserved.items() if holder is not worker}
 
 
-@pytest.mark.timeout(300)
 def test_any_order_of_verbs_keeps_the_promises(open_backend, make_request, request):
     num_examples = NUM_EXAMPLES[request.node.callspec.params["open_backend"]]
     chosen = settings(SETTINGS, max_examples=num_examples)

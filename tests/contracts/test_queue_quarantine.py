@@ -1,19 +1,14 @@
 """What every backend does about a request that kills its workers: few others suffer, and it alone is given up."""
 
-import threading
-
 import pytest
 
 from service.protocol import DeadRequest, EmitStatus, End
 from service.queue.local.suspects import CLEARED_AFTER
-from tests.contracts.backend import emission
+from tests.claims import emission, ids_of
+from tests.fleet.waiting import PATIENCE_S
 
 STOP = End(finish_reason="stop")
 OK, CANCEL, FENCED, GAP = EmitStatus.OK, EmitStatus.CANCEL, EmitStatus.FENCED, EmitStatus.GAP
-
-
-def ids(claims):
-    return [claim.request.id for claim in claims]
 
 
 def finish(worker, claims):
@@ -35,20 +30,20 @@ def let_die(backend, text, *, deaths=1):
         workers = []
         while missing := set(text.split()) - {i for _, claimed in workers for i in claimed}:
             worker = backend.worker()
-            workers.append((worker, ids(worker.claim(99, 0))))
+            workers.append((worker, ids_of(worker.claim(99, 0))))
             assert set(workers[-1][1]) & missing
         for worker, _ in workers:
             backend.kill(worker)
 
 
-def test_what_a_worker_died_with_is_spread_before_ordinary_ones_at_most_a_quarter_each(backend, submit):
+def test_suspects_go_first_and_fill_at_most_a_quarter_of_a_worker(backend, submit):
     submit(backend, "s1 s2 s3 s4")
     let_die(backend, "s1 s2 s3 s4")
     submit(backend, "o1 o2 o3 o4 o5 o6 o7 o8 o9")
     first, second = backend.worker(), backend.worker()
-    assert ids(first.claim(8, 0)) == ["s1", "s2", "o1", "o2", "o3", "o4", "o5", "o6"]
-    assert ids(second.claim(3, 0)) == ["s3", "o7", "o8"]
-    assert ids(first.claim(8, 0)) == ["s4", "o9"]
+    assert ids_of(first.claim(8, 0)) == ["s1", "s2", "o1", "o2", "o3", "o4", "o5", "o6"]
+    assert ids_of(second.claim(3, 0)) == ["s3", "o7", "o8"]
+    assert ids_of(first.claim(8, 0)) == ["s4", "o9"]
 
 
 def test_the_quota_counts_what_is_held_and_grows_back_as_suspects_end(backend, submit):
@@ -58,21 +53,21 @@ def test_the_quota_counts_what_is_held_and_grows_back_as_suspects_end(backend, s
     [held] = worker.claim(3, 0)
     assert held.request.id == "s1"
     assert worker.claim(6, 0) == []
-    assert ids(worker.claim(7, 0)) == ["s2"]
+    assert ids_of(worker.claim(7, 0)) == ["s2"]
     finish(worker, [held])
-    assert ids(worker.claim(1, 0)) == []
-    assert ids(worker.claim(7, 0)) == ["s3"]
+    assert ids_of(worker.claim(1, 0)) == []
+    assert ids_of(worker.claim(7, 0)) == ["s3"]
 
 
-def test_suspects_go_to_workers_of_their_model_alone_whatever_their_priority(backend, submit):
+def test_suspects_go_to_workers_of_their_model_whatever_their_priority(backend, submit):
     submit(backend, "old", priority="bulk")
     submit(backend, "young", priority="high")
     submit(backend, "other", model="big")
     doomed = backend.worker({"tiny": "r1", "big": "r1"})
     assert len(doomed.claim(9, 0)) == 3
     backend.kill(doomed)
-    assert ids(backend.worker().claim(8, 0)) == ["old", "young"]
-    assert ids(backend.worker({"big": "r1"}).claim(8, 0)) == ["other"]
+    assert ids_of(backend.worker().claim(8, 0)) == ["old", "young"]
+    assert ids_of(backend.worker({"big": "r1"}).claim(8, 0)) == ["other"]
 
 
 def test_a_last_chance_is_taken_alone_and_nothing_beside_it(backend, submit):
@@ -85,12 +80,12 @@ def test_a_last_chance_is_taken_alone_and_nothing_beside_it(backend, submit):
     assert worker.claim(8, 0) == []
     assert worker.emit([emission(claim, 1)]) == [OK]
     assert worker.claim(8, 0) == []
-    assert ids(backend.worker().claim(1, 0)) == ["o1"]
+    assert ids_of(backend.worker().claim(1, 0)) == ["o1"]
     assert worker.emit([emission(claim, end=STOP, base=1)]) == [OK]
-    assert ids(worker.claim(8, 0)) == ["o2"]
+    assert ids_of(worker.claim(8, 0)) == ["o2"]
 
 
-def test_the_first_that_asks_empties_itself_for_a_last_chance_and_others_work_on(backend, submit):
+def test_one_empties_itself_for_a_last_chance_and_others_work_on(backend, submit):
     first, second = backend.worker(), backend.worker()
     submit(backend, "o1 o2")
     held = first.claim(2, 0)
@@ -98,12 +93,12 @@ def test_the_first_that_asks_empties_itself_for_a_last_chance_and_others_work_on
     let_die(backend, "last", deaths=2)
     submit(backend, "o3 o4")
     assert first.claim(8, 0) == []
-    assert ids(second.claim(1, 0)) == ["o3"]
+    assert ids_of(second.claim(1, 0)) == ["o3"]
     finish(first, held[:1])
     assert first.claim(8, 0) == []
     finish(first, held[1:])
-    assert ids(first.claim(8, 0)) == ["last"]
-    assert ids(second.claim(8, 0)) == ["o4"]
+    assert ids_of(first.claim(8, 0)) == ["last"]
+    assert ids_of(second.claim(8, 0)) == ["o4"]
 
 
 def test_last_chances_wait_for_one_worker_at_a_time(backend, submit):
@@ -114,11 +109,11 @@ def test_last_chances_wait_for_one_worker_at_a_time(backend, submit):
     let_die(backend, "l1 l2", deaths=2)
     submit(backend, "o2 o3")
     assert first.claim(8, 0) == []
-    assert ids(second.claim(1, 0)) == ["o2"]
+    assert ids_of(second.claim(1, 0)) == ["o2"]
     finish(first, held)
-    assert ids(first.claim(8, 0)) == ["l1"]
+    assert ids_of(first.claim(8, 0)) == ["l1"]
     assert second.claim(8, 0) == []
-    assert ids(backend.worker().claim(8, 0)) == ["o3"]
+    assert ids_of(backend.worker().claim(8, 0)) == ["o3"]
 
 
 @pytest.mark.parametrize("way", ["death", "silence", "retirement", "release", "registration"])
@@ -143,7 +138,7 @@ def test_another_is_reserved_when_the_first_is_gone(backend, submit, way):
         {"retirement": first.retire, "release": first.release}[way]()
     assert second.claim(8, 0) == []
     finish(second, held)
-    assert ids(second.claim(8, 0)) == ["last"]
+    assert ids_of(second.claim(8, 0)) == ["last"]
 
 
 def test_nobody_is_reserved_for_a_last_chance_that_has_ended(backend, submit):
@@ -156,7 +151,7 @@ def test_nobody_is_reserved_for_a_last_chance_that_has_ended(backend, submit):
     backend.cancel("l1")
     submit(backend, "l2")
     let_die(backend, "l2", deaths=2)
-    assert ids(second.claim(8, 0)) == ["l2"]
+    assert ids_of(second.claim(8, 0)) == ["l2"]
 
 
 def test_a_batch_with_one_that_kills_loses_that_one_alone(backend, submit):
@@ -168,7 +163,7 @@ def test_a_batch_with_one_that_kills_loses_that_one_alone(backend, submit):
         workers = [backend.worker() for _ in range(3)]
         for worker in workers:
             claims = worker.claim(8, 0)
-            if "poison" in ids(claims):
+            if "poison" in ids_of(claims):
                 backend.kill(worker)
                 deaths += 1
             else:
@@ -207,23 +202,23 @@ def test_of_two_attempts_the_second_is_the_last_chance(open_backend, submit):
         submit(backend, "a b")
         let_die(backend, "a b")
         worker = backend.worker()
-        assert ids(worker.claim(8, 0)) == ["a"]
+        assert ids_of(worker.claim(8, 0)) == ["a"]
         assert worker.claim(8, 0) == []
 
 
-def test_neither_silence_nor_a_gap_nor_a_hand_over_is_held_against_a_request(open_backend, submit):
+def test_no_silence_gap_or_hand_over_is_held_against_a_request(open_backend, submit):
     with open_backend(max_attempts=1) as backend:
         submit(backend, "a b")
         worker = backend.worker()
         for num_hand_overs in range(3):
             claims = worker.claim(8, 0)
-            assert ids(claims) == ["a", "b"]
+            assert ids_of(claims) == ["a", "b"]
             backend.pass_time(backend.settings.lease_s)
             backend.reap()
             assert worker.emit([emission(claims[0], 1)]) == [FENCED]
             worker.register({"tiny": "r1"})
             claims = worker.claim(8, 0)
-            assert ids(claims) == ["a", "b"]
+            assert ids_of(claims) == ["a", "b"]
             gap = emission(claims[0], 1, base=num_hand_overs + 1)
             assert worker.emit([gap]) == [GAP]
             worker.release()
@@ -243,21 +238,19 @@ def test_one_that_lost_its_lease_registers_again_and_starts_with_nothing(backend
     assert worker.renew()
     assert worker.emit([emission(claim, 1)]) == [FENCED]
     again = worker.claim(8, 0)
-    assert ids(again) == ["a", "b"]
+    assert ids_of(again) == ["a", "b"]
     finish(worker, again)
 
 
-def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(backend, submit):
+def test_a_claim_that_waits_behind_a_last_chance_goes_on_at_its_end(backend, submit, beside):
     submit(backend, "last")
     let_die(backend, "last", deaths=2)
-    worker, later = backend.worker(), []
+    worker = backend.worker()
     claims = worker.claim(8, 0)
     submit(backend, "o1")
-    thread = threading.Thread(target=lambda: later.extend(worker.claim(8, 20.0)))
-    thread.start()
+    claiming = beside(worker.claim, 8, PATIENCE_S)
     finish(worker, claims)
-    thread.join(20)
-    assert ids(later) == ["o1"]
+    assert ids_of(claiming.result()) == ["o1"]
 
 
 def test_a_suspect_that_goes_on_for_long_is_none_any_more(backend, submit):
@@ -270,8 +263,8 @@ def test_a_suspect_that_goes_on_for_long_is_none_any_more(backend, submit):
     assert worker.claim(8, 0) == []
     assert worker.emit([emission(claim, 1, base=CLEARED_AFTER - 1)]) == [OK]
     other = backend.worker()
-    assert ids(other.claim(8, 0)) == ["s2"]
-    assert ids(worker.claim(8, 0)) == ["o"]
+    assert ids_of(other.claim(8, 0)) == ["s2"]
+    assert ids_of(worker.claim(8, 0)) == ["o"]
     backend.kill(worker)
     heir = backend.worker()
-    assert ids(heir.claim(8, 0)) == ["s1", "o"]
+    assert ids_of(heir.claim(8, 0)) == ["s1", "o"]

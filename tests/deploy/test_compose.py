@@ -13,7 +13,7 @@ from tests.deploy.compose import Compose
 from tests.fleet.client import Body, Client, Oracle, Streamed
 from tests.fleet.waiting import wait_until
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(4 * 3600)]  # a build fetches torch
 
 NUM_STREAMS = 128  # as many as two workers compute at once: it takes them many seconds
 END_OF_TEXT = 66

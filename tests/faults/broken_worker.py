@@ -1,26 +1,21 @@
 """A `minigpt worker` whose engine fails where a request's seed says so; otherwise it is a paced one.
 
 The seed chooses what happens when the sequence gets its 200th token: `DEADLY` kills the process, in every life;
-`HANGING` hangs the step of a sequence that is new to the world, so that another worker may finish it; with `NOT_FINITE`
-its logits are NaN from there on.
+`HANGING` hangs the step of a sequence that is new to the world, so that another worker may finish it, and the worker's
+clock leaps: no step that is only slow is taken for hung. With `NOT_FINITE` its logits are NaN from there on.
 """
 
-import functools
 import os
 import signal
 import time
 from typing import Any
 
-import msgspec
-
-import service.commands.worker as command
-from service.__main__ import main
 from service.protocol import Claim
-from tests.faults.paced_worker import PacedEngine, wrap_engines
+from tests.faults.paced_worker import MAX_STEP_S, PacedEngine, run_worker
 
 DEADLY, HANGING, NOT_FINITE = 666, 667, 668
 FATAL_TOKEN = 200
-MAX_STEP_S = 1.0
+LEAP_S = 10 * MAX_STEP_S
 
 
 class BrokenEngine(PacedEngine):
@@ -64,16 +59,18 @@ def fail(seed: int) -> None:
     if seed == DEADLY:
         os.kill(os.getpid(), signal.SIGKILL)
     if seed == HANGING:
+        Clock.leapt_s = LEAP_S
         time.sleep(1e6)
 
 
+class Clock:
+    """Of the worker, whose lease is the queue's to measure."""
+
+    leapt_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.leapt_s
+
+
 if __name__ == "__main__":
-    worker = command.Worker
-
-    @functools.wraps(worker)
-    def make(queue: Any, engine: Any, models: Any, settings: Any, **options: Any) -> Any:
-        return worker(queue, engine, models, msgspec.structs.replace(settings, max_step_s=MAX_STEP_S), **options)
-
-    wrap_engines(BrokenEngine)
-    command.Worker = make  # type: ignore[misc,assignment]
-    main()
+    run_worker(BrokenEngine, clock=Clock())

@@ -4,21 +4,28 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from service.config import WorkerSettings
 from tests.faults.scene import Scene, make_bodies
 from tests.fleet.client import Body, Oracle
 from tests.fleet.fleet import Fleet
+from tests.fleet.waiting import PATIENCE_S
 
-LEASE_S = 2.0
-GATEWAY_OPTIONS = ("--drain-s=20",)
-WORKER_OPTIONS = (f"--lease-s={LEASE_S}", "--drain-s=0.2", "--max-num-seqs=8", "--max-step-tokens=16")
+LEASE_S = WorkerSettings().lease_s
+GATEWAY_OPTIONS = (f"--drain-s={PATIENCE_S}",)
+WORKER_OPTIONS = ("--drain-s=0.2", "--max-num-seqs=8", "--max-step-tokens=16")
 """Few sequences, small steps: so that eight streams fill a worker, and a prompt's prefill takes a while."""
-OPTIONS = {"gateway_options": GATEWAY_OPTIONS, "worker_options": WORKER_OPTIONS}
+OPTIONS = {
+    "gateway_options": GATEWAY_OPTIONS,
+    "worker_options": WORKER_OPTIONS,
+    "worker_module": "tests.faults.paced_worker",
+}
+"""Of a fleet that is to be disturbed."""
 
 
 @pytest.fixture(scope="session")
 def shared_fleet(tmp_path_factory, checkpoint) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
-    with Fleet(folder, checkpoint, **OPTIONS, worker_module="tests.faults.paced_worker") as fleet:
+    with Fleet(folder, checkpoint, **OPTIONS) as fleet:
         yield fleet
 
 

@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from tests.fleet.client import Body, Client, Oracle, Refused, Streamed
-from tests.fleet.fleet import Fleet
+from tests.fleet.fleet import BRISK_S, SLOW_S, Fleet, Member
 from tests.fleet.waiting import wait_until
 
 SECRET = "quagmire of xylophones"
 """Begins every prompt, and is nowhere else."""
 MEMORY_SLACK_BYTES = 64 * 2**20
-DESCRIPTOR_SLACK = 20
-"""Connections that a pool may keep beyond what it had."""
+DESCRIPTOR_SLACK = 4
+"""Files that a process may open once, and keep."""
 
 
 class Scene:
@@ -44,6 +44,7 @@ class Scene:
         self.streams = [Streamed() for _ in bodies]
         self._check = check or oracle.check
         self._before = Footprint(fleet)
+        self._rows = {worker: worker.num_rows() for worker in fleet.workers}
         self._threads = ThreadPoolExecutor(max(1, len(bodies)))
 
     def __enter__(self) -> Self:
@@ -60,11 +61,22 @@ class Scene:
             self._check_all()
 
     def wait_for_tokens(self, count: int = 1) -> None:
-        """Return once every stream has so many."""
+        """Return once every stream has so many; from then on they crawl, and none ends before something is done."""
+        self.fleet.set_pace(BRISK_S)
         wait_until(
             lambda: all(len(got.token_ids) >= count for got in self.streams) or any(map(_failed, self._reading)),
             lambda: f"{count} tokens in {[len(got.token_ids) for got in self.streams]}\n{self.fleet.tails()}",
         )
+        self.fleet.set_pace(SLOW_S)
+
+    def wait_for_ends(self) -> None:
+        """Return once every stream has come to its end."""
+        self.fleet.set_pace(BRISK_S)
+        wait_until(lambda: self.num_unfinished() == 0, lambda: f"all streams have ended\n{self.fleet.tails()}")
+
+    def busiest_worker(self) -> Member:
+        """Return the worker that has computed the most: however little its fellows have, it has something to lose."""
+        return max(self.fleet.workers, key=lambda worker: worker.num_rows() - self._rows[worker])
 
     def num_unfinished(self) -> int:
         """Return how many streams still run."""

@@ -12,7 +12,9 @@ import pytest
 
 from tests.faults.scene import Footprint, check_secrecy
 from tests.fleet.client import Streamed, events
-from tests.fleet.waiting import wait_until
+from tests.fleet.fleet import SLOW_S
+from tests.fleet.sockets import read_to_end
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 LATE_TOKENS = 400
 """That a worker may compute for one who is gone, before it is told: far fewer than such a request wants."""
@@ -40,7 +42,7 @@ def aborted(fleet) -> float:
 def streaming(fleet, body) -> Iterator[Iterator[str]]:
     """The lines of a stream without an idempotency key: when its client leaves, nobody wants it."""
     with (
-        httpx.Client(base_url=fleet.urls[0], timeout=60, trust_env=False) as http,
+        httpx.Client(base_url=fleet.urls[0], timeout=PATIENCE_S, trust_env=False) as http,
         http.stream("POST", "/generate", json=body | {"stream": True}) as response,
     ):
         yield response.iter_lines()
@@ -60,6 +62,7 @@ def test_gone_before_the_first_token(fleet, bodies):
 
 def test_gone_in_mid_stream(fleet, bodies):
     before, rows = aborted(fleet), fleet.num_rows()
+    fleet.set_pace(SLOW_S)  # what is computed of them is by mistake then, not because it went too fast to be stopped
     wanted = bodies(4, 1900)
     for body in wanted:
         with streaming(fleet, body) as lines:
@@ -107,9 +110,9 @@ def test_one_byte_a_second(fleet, scene, bodies):
         client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(ask), ask))
         reading = threading.Thread(target=crawl, args=(client, over))
         reading.start()
-        with scene(count=4):
-            pass
-        assert is_connected(gateway, client), "it is still being served"
+        with scene(count=4) as running:
+            running.wait_for_tokens()
+            assert is_connected(gateway, client), "it is still being served"
         assert gateway.usage.memory_info().rss < before + CRAWLER_BYTES
         wait_until(lambda: not is_connected(gateway, client), "it is closed")
         over.set()
@@ -118,7 +121,7 @@ def test_one_byte_a_second(fleet, scene, bodies):
 
 @pytest.mark.parametrize("size", [300_000, 10_000_000])
 def test_a_body_that_is_too_large(fleet, size):
-    response = httpx.post(f"{fleet.urls[0]}/generate", content=b"x" * size, timeout=60, trust_env=False)
+    response = httpx.post(f"{fleet.urls[0]}/generate", content=b"x" * size, timeout=PATIENCE_S, trust_env=False)
     assert response.status_code == 413
 
 
@@ -129,7 +132,7 @@ def test_a_body_that_never_ends(fleet):
         with contextlib.suppress(OSError):
             for _ in range(100):
                 client.sendall(chunk)
-        assert b" 413 " in read_all(client)
+        assert b" 413 " in read_to_end(client)
 
 
 def test_a_thousand_idle_sockets(fleet, scene):
@@ -148,7 +151,7 @@ def test_a_thousand_idle_sockets(fleet, scene):
 def test_one_who_never_finishes_its_sentence(fleet, sent):
     with connect(fleet) as client:
         client.sendall(sent)
-        read_all(client)  # up to the end: it is closed
+        read_to_end(client)  # up to the end: it is closed
 
 
 def test_a_gateway_killed_and_its_streams_read_on_at_another(scene, fleet):
@@ -162,7 +165,7 @@ def test_a_gateway_killed_and_its_streams_read_on_at_another(scene, fleet):
 
 def connect(fleet, receive_bytes: int | None = None) -> socket.socket:
     client = socket.socket()
-    client.settimeout(60)
+    client.settimeout(PATIENCE_S)
     if receive_bytes is not None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     client.connect(("127.0.0.1", fleet.gateways[0].port))
@@ -179,11 +182,3 @@ def crawl(client: socket.socket, over: threading.Event) -> None:
     with contextlib.suppress(ConnectionResetError):
         while not over.wait(1.0):
             client.recv(1)
-
-
-def read_all(client: socket.socket) -> bytes:
-    got = b""
-    with contextlib.suppress(ConnectionResetError):
-        while chunk := client.recv(65_536):
-            got += chunk
-    return got

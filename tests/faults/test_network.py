@@ -69,7 +69,7 @@ def test_one_megabit_a_second(scene, fleet, part):
     for member in getattr(fleet, part):
         member.network.bytes_per_s = 125_000
     with scene(num_tokens=300) as running:
-        wait_until(lambda: running.num_unfinished() == 0, "all streams have ended")
+        running.wait_for_ends()
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -77,4 +77,4 @@ def test_a_fifth_of_a_second_away(scene, fleet, part):
     for member in getattr(fleet, part):
         member.network.latency_s = 0.2
     with scene(num_tokens=300) as running:
-        wait_until(lambda: running.num_unfinished() == 0, "all streams have ended")
+        running.wait_for_ends()

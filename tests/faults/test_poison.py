@@ -14,7 +14,7 @@ from tests.fleet.fleet import Fleet
 @pytest.fixture(scope="module")
 def breakable_fleet(tmp_path_factory, checkpoint) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("breakable")
-    with Fleet(folder, checkpoint, **OPTIONS, worker_module="tests.faults.broken_worker") as fleet:
+    with Fleet(folder, checkpoint, **(OPTIONS | {"worker_module": "tests.faults.broken_worker"})) as fleet:
         yield fleet
 
 
@@ -35,8 +35,8 @@ def test_a_poison_request_is_quarantined_and_no_innocent_is(fleet, oracle, bodie
             oracle.check(body, got)
 
     before = fleet.gateways[0].metric("requests_quarantined_total")
-    with fleet.keep_alive(), Scene(fleet, oracle, [*innocent, poison], check):
-        pass
+    with fleet.keep_alive(), Scene(fleet, oracle, [*innocent, poison], check) as running:
+        running.wait_for_ends()
     assert fleet.gateways[0].metric("requests_quarantined_total") == before + 1
     deaths = [status for worker in fleet.workers for status in worker.exits]
     assert deaths.count(-signal.SIGKILL) >= 3
@@ -46,8 +46,8 @@ def test_a_step_that_hangs_ends_its_worker_and_nothing_else(fleet, oracle, bodie
     hanging, *others = bodies(count=5, num_tokens=400)
     hanging["seed"] = HANGING
     exits = sum(worker.exits.count(1) for worker in fleet.workers)
-    with fleet.keep_alive(), Scene(fleet, oracle, [hanging, *others]):
-        pass
+    with fleet.keep_alive(), Scene(fleet, oracle, [hanging, *others]) as running:
+        running.wait_for_ends()
     assert sum(worker.exits.count(1) for worker in fleet.workers) == exits + 1
     assert "a step hangs" in fleet.words()
 

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.scene import Scene
 from tests.fleet.fleet import Fleet
 from tests.fleet.redis_server import SentinelSetup
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def configured(fleet) -> Iterator[None]:
 
 
 def ask(fleet: Fleet, body: dict) -> httpx.Response:
-    return httpx.post(f"{fleet.urls[0]}/generate", json=body, timeout=60, trust_env=False)
+    return httpx.post(f"{fleet.urls[0]}/generate", json=body, timeout=PATIENCE_S, trust_env=False)
 
 
 def test_killed_and_restarted_from_its_log(scene, fleet):
@@ -72,7 +72,7 @@ def test_out_of_memory_refuses_the_new_and_finishes_the_old(scene, fleet, bodies
         redis.config_set("maxmemory", 1)
         assert running.num_unfinished() > 0
         assert ask(fleet, bodies(1, 5)[0]).status_code == 429
-        wait_until(lambda: running.num_unfinished() == 0, "what runs is finished")
+        running.wait_for_ends()
         redis.config_set("maxmemory", 0)
 
 
@@ -107,7 +107,7 @@ def test_its_subscribers_thrown_out_again_and_again(scene, fleet):
     killing = threading.Thread(target=kill)
     with scene() as running:
         killing.start()
-        wait_until(lambda: running.num_unfinished() == 0, "all streams have ended")
+        running.wait_for_ends()
         over.set()
         killing.join()
     assert num_killed > 0

@@ -6,23 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import save_untrained
 from tests.faults.conftest import OPTIONS
 from tests.faults.load import Load
 from tests.faults.scene import check_secrecy
 from tests.fleet.client import Oracle
 from tests.fleet.fleet import Fleet
 from tests.fleet.waiting import wait_until
-from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, TrainConfig
 
 
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory, make_gpt, tokenizer) -> Path:
     """Of the same shape, with other weights."""
     model = make_gpt(seed=1, context_length=2048)
-    folder = tmp_path_factory.mktemp("checkpoints") / "other"
-    save_checkpoint(folder, model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
-    return folder
+    return save_untrained(tmp_path_factory.mktemp("checkpoints") / "other", model, tokenizer)
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def other_oracle(serving, other_checkpoint) -> Iterator[Oracle]:
 @pytest.fixture
 def own_fleet(tmp_path, checkpoint) -> Iterator[Fleet]:
     """A fleet that does not stay what it is."""
-    with Fleet(tmp_path, checkpoint, **OPTIONS, worker_module="tests.faults.paced_worker") as fleet:
+    with Fleet(tmp_path, checkpoint, **OPTIONS) as fleet:
         yield fleet
 
 

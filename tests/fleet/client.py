@@ -202,6 +202,14 @@ def events(lines: Iterable[str]) -> Iterator[tuple[str | None, str]]:
             event_id = None
 
 
+def frames(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the frames of a stream; what follows `[DONE]` is not read."""
+    for _, data in events(lines):
+        if data == "[DONE]":
+            return
+        yield msgspec.json.decode(data)
+
+
 class Oracle:
     """What a body is answered when nothing goes wrong: asked once of a server that nobody disturbs.
 

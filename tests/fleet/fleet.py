@@ -16,11 +16,14 @@ from tests.fleet.client import Client
 from tests.fleet.program import Program
 from tests.fleet.proxy import Proxy
 from tests.fleet.redis_server import HOST, RedisServer, free_port
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny"
 LOGGING = ("--log-format=json", "--log-level=debug")
+PACE = "MINIGPT_TEST_PACE"
+"""Environment variable of the workers: a file with the seconds that a step is to take more (tests/faults)."""
+BRISK_S, SLOW_S = 0.001, 0.05
 
 
 class Member(Program):
@@ -32,13 +35,16 @@ class Member(Program):
         folder: Where its log lies.
         command: What runs, with its options.
         proxy: Between it and its Redis; `None`: nothing is.
+        env: What its environment has besides this process' own.
     """
 
-    def __init__(self, name: str, verb: str, folder: Path, command: Sequence[str], proxy: Proxy | None) -> None:
+    def __init__(
+        self, name: str, verb: str, folder: Path, command: Sequence[str], proxy: Proxy | None, env: dict[str, str]
+    ) -> None:
         self.port = free_port()
         self.proxy = proxy
         port = f"--{'port' if verb == 'gateway' else 'metrics-port'}={self.port}"
-        super().__init__(name, [sys.executable, "-m", *command, port], folder, env={"PYTHONPATH": str(ROOT)})
+        super().__init__(name, [sys.executable, "-m", *command, port], folder, env=env)
 
     @property
     def url(self) -> str:
@@ -54,9 +60,18 @@ class Member(Program):
     def metrics(self) -> str:
         """Return its metrics; "" while it does not answer."""
         try:
-            return httpx.get(f"{self.url}/metrics", timeout=10, trust_env=False).text
+            return httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S, trust_env=False).text
         except httpx.TransportError:
             return ""
+
+    def num_descriptors(self) -> int:
+        """Return how many files and sockets it has open, but for those to its proxy, of which a pool may keep some."""
+        peers = [one.raddr.port for one in self.usage.net_connections("tcp") if one.raddr]
+        return self.usage.num_fds() - (peers.count(self.proxy.port) if self.proxy else 0)
+
+    def num_rows(self) -> float:
+        """Return how much a worker has computed: one for each sequence in each step."""
+        return self.metric("batch_size_sum")
 
     def metric(self, name: str, labels: str = ".*") -> float:
         """Return the sum of a metric over those of its labels that match an expression."""
@@ -96,6 +111,7 @@ class Fleet:
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
+        self._pace = folder / "pace"
         self.gateways: list[Member] = []
         self.workers: list[Member] = []
         self._redis = None if queue else RedisServer(folder, appendonly="yes", appendfsync=appendfsync)
@@ -106,6 +122,7 @@ class Fleet:
         self._options = {"gateway": gateway_options, "worker": worker_options}
         self._modules = {"gateway": "service", "worker": worker_module}
         self._num_started: Counter[str] = Counter()
+        self.set_pace(BRISK_S)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -150,7 +167,8 @@ class Fleet:
             queue = f"redis://{HOST}:{proxy.port}/0"
         model = f"--model={MODEL}={checkpoint or self._checkpoint}"
         command = [self._modules[verb], verb, f"--queue={queue}", model, *LOGGING, *self._options[verb]]
-        member = Member(f"{verb}-{self._num_started[verb]}", verb, self.folder, command, proxy)
+        env = {"PYTHONPATH": str(ROOT), PACE: str(self._pace)}
+        member = Member(f"{verb}-{self._num_started[verb]}", verb, self.folder, command, proxy, env)
         self._num_started[verb] += 1
         (self.gateways if verb == "gateway" else self.workers).append(self._stack.enter_context(member))
         return member
@@ -165,6 +183,7 @@ class Fleet:
 
     def repair(self) -> None:
         """Make everything whole again: what is dead lives, what is paused goes on, every network is a good one."""
+        self.set_pace(BRISK_S)
         if self._redis is not None:
             self._repair(self._redis)
         for member in self.members:
@@ -208,13 +227,19 @@ class Fleet:
         programs: list[Program] = [*self.members, *([self._redis] if self._redis else [])]
         return "\n".join(program.tail() for program in programs)
 
+    def set_pace(self, seconds: float) -> None:
+        """Let each step of paced workers take so much longer, from the next one on."""
+        written = self.folder / "pace.new"
+        written.write_text(str(seconds))
+        written.replace(self._pace)
+
     def num_open(self) -> float:
         """Return how many sequences wait or run."""
         return self.gateways[0].metric("requests_waiting") + self.gateways[0].metric("requests_running")
 
     def num_rows(self) -> float:
-        """Return how much the living workers have computed: one for each sequence in each step."""
-        return sum(worker.metric("batch_size_sum") for worker in self.workers)
+        """Return how much the living workers have computed."""
+        return sum(worker.num_rows() for worker in self.workers)
 
     def words(self) -> str:
         """Return everything that anyone has logged, and every metric there is."""
@@ -223,7 +248,7 @@ class Fleet:
 
     def descriptors(self) -> dict[int, int]:
         """Return how many files and sockets each member has open, by process id."""
-        return {member.pid: member.usage.num_fds() for member in self.members if member.is_running}
+        return {member.pid: member.num_descriptors() for member in self.members if member.is_running}
 
     def memory(self) -> dict[int, int]:
         """Return the bytes that each member occupies, by process id."""

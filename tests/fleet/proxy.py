@@ -9,6 +9,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
+from tests.fleet.waiting import PATIENCE_S
+
 HOST = "127.0.0.1"
 T = TypeVar("T")
 _CHUNK_BYTES = 65_536
@@ -155,7 +157,7 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE_S)
 
 
 class _Connection:

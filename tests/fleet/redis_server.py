@@ -13,10 +13,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests.fleet.program import Program
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 HOST = "127.0.0.1"
 SENTINEL_SERVICE = "minigpt"
+SENTINEL_PATIENCE_MS = 3000
+"""Of silence, after which a primary is taken for dead: one that is starved for a moment must not be."""
 _START_ATTEMPTS = 5
 
 
@@ -73,7 +75,7 @@ class RedisServer(Program):
         self.start()
 
     @contextlib.contextmanager
-    def client(self, timeout_s: float = 5.0) -> Iterator[redis.Redis]:
+    def client(self, timeout_s: float = PATIENCE_S) -> Iterator[redis.Redis]:
         """A connection to look into it with."""
         with connect(self.port, timeout_s) as connection:
             yield connection
@@ -83,8 +85,8 @@ class RedisServer(Program):
         return self.is_running
 
     def _answers(self) -> bool:
-        with self.client() as client, contextlib.suppress(redis.RedisError):
-            # The pid: another server may have the port.
+        # In a few seconds, or it is asked again: whoever else may have the port need not answer at all. So the pid.
+        with self.client(timeout_s=5.0) as client, contextlib.suppress(redis.RedisError):
             return client.info("server")["process_id"] == self.pid
         return False
 
@@ -141,7 +143,7 @@ class SentinelSetup:
         file.write_text(
             f"port {self._port}\nbind {HOST}\ndir {self._folder}\n"
             f"sentinel monitor {SENTINEL_SERVICE} {HOST} {self.primary.port} 1\n"
-            f"sentinel down-after-milliseconds {SENTINEL_SERVICE} 500\n"
+            f"sentinel down-after-milliseconds {SENTINEL_SERVICE} {SENTINEL_PATIENCE_MS}\n"
             f"sentinel failover-timeout {SENTINEL_SERVICE} 3000\n"
         )
         program = next(iter(find_programs().values()))
@@ -157,7 +159,7 @@ class SentinelSetup:
         return False
 
     def _client(self) -> redis.Redis:
-        return connect(self._port, 5.0)
+        return connect(self._port, PATIENCE_S)
 
 
 def connect(port: int, timeout_s: float) -> redis.Redis:

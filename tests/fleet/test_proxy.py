@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fleet.proxy import HOST, Proxy
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def client(proxy) -> Iterator[socket.socket]:
 
 
 def connect(proxy: Proxy) -> socket.socket:
-    return socket.create_connection((HOST, proxy.port), timeout=30)
+    return socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S)
 
 
 def ask(client: socket.socket, data: bytes) -> bytes:
@@ -70,7 +70,6 @@ def ask(client: socket.socket, data: bytes) -> bytes:
 
 def test_it_passes_everything_on(proxy, client):
     data = bytes(range(256)) * 4000
-    client.settimeout(30)
     sending = threading.Thread(target=client.sendall, args=(data,))
     sending.start()
     got = b""
@@ -106,7 +105,7 @@ def test_a_black_hole_answers_nothing_and_heals(proxy, client):
     with pytest.raises(TimeoutError):
         client.recv(10)
     proxy.heal()
-    client.settimeout(30)
+    client.settimeout(PATIENCE_S)
     with pytest.raises(ConnectionResetError):
         client.recv(10)
     with connect(proxy) as again:

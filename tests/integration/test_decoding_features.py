@@ -1,18 +1,11 @@
 """Log-probabilities and grammars through gateway, queue and worker: real processes and a real (tiny) model."""
 
-import json
 import re
 
 import pytest
 
 
-def stream(server, **body) -> list[dict]:
-    with server.client.stream("POST", "/generate", json={**body, "stream": True}) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: {")]
-    return [json.loads(line) for line in lines]
-
-
-def test_what_is_told_of_generated_tokens_is_told_of_the_same_tokens_as_a_prompt(server, tokenizer):
+def test_generated_tokens_score_the_same_as_tokens_of_a_prompt(server, tokenizer):
     made = server.generate(prompt="once upon", max_tokens=30, seed=3, temperature=1.2, logprobs=4)["choices"][0]
     logprobs = made["logprobs"]
     assert logprobs["token_ids"] == made["token_ids"]
@@ -32,7 +25,7 @@ def test_what_is_told_of_generated_tokens_is_told_of_the_same_tokens_as_a_prompt
 def test_frames_tell_what_the_answer_tells(server):
     body = {"prompt": "once upon", "max_tokens": 30, "seed": 3, "temperature": 1.2, "logprobs": 2, "echo": True}
     choice = server.generate(**body)["choices"][0]
-    frames = stream(server, **body)
+    frames = list(server.stream(**body))
     for name in ("token_ids", "token_logprobs", "top_logprobs"):
         assert [entry for frame in frames for entry in frame["logprobs"][name]] == choice["logprobs"][name]
     assert len(choice["logprobs"]["token_ids"]) == 9 + len(choice["token_ids"])
@@ -44,7 +37,7 @@ def test_a_text_matches_its_regex_and_its_seed_fixes_it(server, pattern):
     choice = server.generate(**body)["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert re.fullmatch(pattern, choice["text"])
-    assert "".join(frame["text"] for frame in stream(server, **body)) == choice["text"]
+    assert "".join(frame["text"] for frame in server.stream(**body)) == choice["text"]
 
 
 def test_what_the_vocabulary_cannot_spell_is_a_400(server):

@@ -1,21 +1,18 @@
 """Models of two families behind one `minigpt serve`: the same API, the same promises."""
 
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, TrainConfig
+from tests.checkpoints import save_untrained
 from training.models.base import UNBOUNDED_CONTEXT
 
 
 @pytest.fixture(scope="module")
 def families(serving, checkpoint, make_model_of, tokenizer, tmp_path_factory):
     """A server of an LSTM and a GPT."""
-    lstm, folder = make_model_of("lstm"), tmp_path_factory.mktemp("families") / "lstm"
-    save_checkpoint(folder, lstm, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=lstm.config))
+    folder = save_untrained(tmp_path_factory.mktemp("families") / "lstm", make_model_of("lstm"), tokenizer)
     with serving(f"--model=lstm={folder}", f"--model=gpt={checkpoint}") as server:
         yield server
 
@@ -25,17 +22,6 @@ def body(tokenizer):
     """A request that takes a while: its text cannot end early."""
     never = {str(tokenizer.end_of_text_id): -100}
     return {"prompt": "once upon", "max_tokens": 60, "seed": 11, "temperature": 1.0, "logit_bias": never}
-
-
-def stream(server, body, on_first=lambda: None):
-    seen = []
-    with server.client.stream("POST", "/generate", json={**body, "stream": True}) as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                if not seen:
-                    on_first()
-                seen.append(json.loads(line.removeprefix("data: ")))
-    return seen
 
 
 def worker_of(server, model):
@@ -51,7 +37,7 @@ def test_each_answers_under_its_name_and_streams_the_same(families, body):
     answers = {}
     for model in ("lstm", "gpt"):
         choice = families.generate(**body, model=model)["choices"][0]
-        frames = stream(families, {**body, "model": model})
+        frames = list(families.stream(**body, model=model))
         assert "".join(frame["text"] for frame in frames) == choice["text"]
         assert [id_ for frame in frames for id_ in frame["token_ids"]] == choice["token_ids"]
         assert (len(choice["token_ids"]), choice["finish_reason"]) == (60, "length")
@@ -87,7 +73,7 @@ def test_the_metrics_carry_both(families, body):
         assert set(re.findall(rf'^{name}{{.*model="(\w+)"', text, re.MULTILINE)) == {"lstm", "gpt"}
 
 
-def test_a_model_without_bounds_says_so_and_refuses_what_is_beyond_all_bounds(families):
+def test_a_model_without_bounds_says_so_and_still_has_one(families):
     lengths = {model["id"]: model["max_model_len"] for model in families.client.get("/v1/models").json()["data"]}
     assert lengths == {"lstm": UNBOUNDED_CONTEXT, "gpt": 2048}
     refused = families.client.post("/generate", json={"model": "lstm", "prompt": "a", "max_tokens": UNBOUNDED_CONTEXT})
@@ -99,7 +85,10 @@ def test_a_model_without_bounds_says_so_and_refuses_what_is_beyond_all_bounds(fa
 def test_a_worker_killed_in_mid_stream_changes_no_token(families, body):
     long = {**body, "model": "lstm", "max_tokens": 600}
     undisturbed = families.generate(**long)["choices"][0]
-    seen = stream(families, long, on_first=worker_of(families, "lstm").kill)
+    reading = families.stream(**long)
+    seen = [next(reading)]
+    worker_of(families, "lstm").kill()
+    seen += reading
     assert "ended by signal 9" in families.log.read_text()
     assert [id_ for frame in seen for id_ in frame["token_ids"]] == undisturbed["token_ids"]
     assert "".join(frame["text"] for frame in seen) == undisturbed["text"]

@@ -106,7 +106,7 @@ def test_special_tokens_are_never_allowed() -> None:
     assert not GRAMMARS[CHARS].start(regex("(?s:.*)")).allowed()[special].any()
 
 
-def test_a_branch_that_the_vocabulary_cannot_spell_to_its_end_is_not_entered() -> None:
+def test_a_branch_that_the_vocabulary_cannot_spell_is_not_entered() -> None:
     allowed = GRAMMARS[CHARS].start(regex("ax|b1")).allowed()
     assert CHARS.decode(allowed.nonzero()[0].tolist()) == "b"
 

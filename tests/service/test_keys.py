@@ -91,7 +91,7 @@ def add_some(path, count: int) -> list[ApiKey]:
     return keys
 
 
-def test_processes_that_add_at_once_lose_no_key_and_a_reader_never_sees_half_a_file(tmp_path):
+def test_keys_added_at_once_are_all_kept_and_no_reader_sees_half_a_file(tmp_path):
     path = tmp_path / "keys.json"
     store = FileKeys(path)
     store.add(create_key("first")[1])

@@ -71,7 +71,7 @@ def test_scaled_for_a_while_and_then_as_before_bit_for_bit(make_gpt: Callable[..
         assert torch.equal(model(ids), before)
 
 
-def test_the_checkpoint_has_the_temperature_in_it_and_the_run_goes_on_without(
+def test_the_checkpoint_has_the_temperature_and_the_run_goes_on_without(
     make_config: Callable[..., TrainConfig], prepared: PreparedData, tmp_path: Path
 ) -> None:
     config = make_config(budget={"steps": 4}, run={"calibration_fraction": 0.2})

@@ -36,9 +36,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def run(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=110
-    )
+    return subprocess.run(command(*arguments), env=environment(tmp_path), cwd=ROOT, capture_output=True, text=True)
 
 
 def test_train_evaluate_sample(tmp_path: Path, corpus: Path, preset: Path) -> None:

@@ -82,7 +82,7 @@ def watch(events: list[Event]) -> OverfittingWatch:
     return seen
 
 
-def test_one_worse_evaluation_is_chance_and_a_loss_that_does_not_fall_is_no_overfitting() -> None:
+def test_neither_one_worse_evaluation_nor_a_flat_loss_is_overfitting() -> None:
     events = overfitting(falling=True)
     assert watch(events[:22]).since is None
     assert watch(events[:33]).since == 20

@@ -20,7 +20,6 @@ from training.events import EvaluationEvent, StepEvent
 from training.runlog import read_events
 from training.trainer import Trainer
 
-pytestmark = pytest.mark.timeout(400)  # each start loads torch three times
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., subprocess.Popen[str]]
 STREAMS = {"batches": "streams", "batch_size": 4, "accumulate": 2, "eval_every": 4}

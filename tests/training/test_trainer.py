@@ -169,7 +169,7 @@ def test_it_learns(make_config: MakeConfig, prepared: PreparedData, tmp_path: Pa
     assert len(event.text) == 4
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_checkpoint(
+def test_a_loss_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
     make_config: MakeConfig, prepared: PreparedData, tmp_path: Path
 ) -> None:
     trainer = Trainer(make_config(), prepared, tmp_path)
@@ -231,7 +231,7 @@ def test_out_of_memory_cuts_the_same_batch_smaller(
     assert "run.batch_size = 3 and run.accumulate = 4" in said[1]
 
 
-def test_no_memory_for_one_row_ends_the_run_and_other_errors_are_told_as_they_are(
+def test_no_memory_for_a_row_ends_the_run_and_other_errors_are_as_they_are(
     make_config: MakeConfig, prepared: PreparedData, tmp_path: Path
 ) -> None:
     trainer = Trainer(make_config(), prepared, tmp_path)

@@ -21,7 +21,6 @@ def call_bench(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
             [sys.executable, "-m", "service", "bench", *options],
             capture_output=True,
             text=True,
-            timeout=110,
             check=False,
             env=os.environ | {"MINIGPT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "2"},
         )

@@ -103,7 +103,7 @@ def test_costs_are_those_of_the_model(model_of_each: AnyModel, dtype: str):
         assert (costs.slot_bytes, costs.kv_bytes) == (0, kv_bytes)
 
 
-def test_beside_another_family_stands_a_gpt_of_as_many_parameters_with_its_vocabulary():
+def test_beside_another_family_stands_a_gpt_of_its_size_and_vocabulary():
     with (
         open_workload("lstm:2x96", 64, prompt_tokens=7, max_tokens=20) as workload,
         open_gpt_beside(workload) as folder,

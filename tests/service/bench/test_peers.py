@@ -14,20 +14,15 @@ from service.config import EngineSettings
 from service.engine.loading import load_engine
 from service.errors import SettingError
 from service.protocol import Claim
-from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, TrainConfig
+from tests.checkpoints import save_untrained
+from tests.service.engine.stepping import finish
 from training.errors import CheckpointError
 
 
 def answers_of_engine(workload: Workload, settings: EngineSettings, count: int) -> list[list[int]]:
-    engine = load_engine(workload.folder, settings)
-    answers = {request.id: [] for request in workload.requests(count)}
-    for request in workload.requests(count):
-        engine.add(Claim(request=request, epoch=1))
-    while engine.has_work:
-        for output in engine.step():
-            answers[output.id] += output.token_ids
-    return list(answers.values())
+    requests = workload.requests(count)
+    answers = finish(load_engine(workload.folder, settings), *(Claim(request=each, epoch=1) for each in requests))
+    return [answers[request.id] for request in requests]
 
 
 def test_transformers_and_engine_write_the_same(workload, settings):
@@ -46,8 +41,7 @@ def test_transformers_and_engine_write_the_same(workload, settings):
 
 def test_a_model_of_a_foreign_layout_is_refused(workload, settings, make_gpt, tmp_path):
     model = make_gpt(position="learned", vocab_size=64)
-    folder = tmp_path / "foreign"
-    save_checkpoint(folder, model, workload.tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
+    folder = save_untrained(tmp_path / "foreign", model, workload.tokenizer)
     info = OfflineEngine(folder, settings).info
     for engine in ("transformers", "llama.cpp"):
         [choice] = choose_peers([engine], [])

@@ -10,7 +10,8 @@ from service.engine.backends.paged_kv import Attention, PagedKV, PagedState
 from service.engine.engine import Engine
 from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
-from service.protocol import Claim, Request, SamplingParams
+from service.protocol import Claim
+from tests.claims import make_request
 from tests.conftest import SHAPES, SLOT_FAMILIES
 from training.models.families import AnyModel
 from training.models.gpt import GPT
@@ -93,25 +94,11 @@ def engine_of(way: str, tokenizer: CharTokenizer, make_graph_runner: MakeGraphRu
 def claim(
     id_: str, token_ids: Iterable[int], logged: Iterable[int] = (), *, tenant: str = "", **params: object
 ) -> Claim:
-    chosen = SamplingParams(**({"max_tokens": 12, "seed": 7, "temperature": 0.0} | params))
-    request = Request(id=id_, model="m", revision="r", token_ids=tuple(token_ids), params=chosen, tenant=tenant)
+    chosen = {"max_tokens": 12, "temperature": 0.0} | params
+    request = make_request(id_, token_ids=tuple(token_ids), tenant=tenant, **chosen)
     return Claim(request=request, epoch=1, token_ids=tuple(logged))
 
 
 @pytest.fixture
 def make_claim() -> Callable[..., Claim]:
     return claim
-
-
-@pytest.fixture
-def finish() -> Callable[..., dict[str, list[int]]]:
-    """Step an engine until it has no work; return the tokens of each request."""
-
-    def run(engine: Engine, into: dict[str, list[int]] | None = None) -> dict[str, list[int]]:
-        tokens = {} if into is None else into
-        while engine.has_work:
-            for output in engine.step():
-                tokens.setdefault(output.id, []).extend(output.token_ids)
-        return tokens
-
-    return run

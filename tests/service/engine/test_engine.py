@@ -5,14 +5,17 @@ from itertools import islice
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from service.engine.backends.native_slots import NativeSlotRunner
 from service.engine.backends.torch_slots import TorchSlotRunner
 from service.engine.engine import Engine
+from service.engine.interface import StepOutput
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
+from tests.service.engine.stepping import finish, run
 from training.models.families import AnyModel
 from training.models.gpt import GPT
 from training.sample import sample
@@ -24,7 +27,6 @@ SAMPLED = {"temperature": 0.9, "top_p": 0.9, "max_tokens": 16, "seed": 99}
 
 MakeEngine = Callable[..., Engine]
 MakeClaim = Callable[..., Claim]
-Finish = Callable[..., dict[str, list[int]]]
 
 
 def oracle(model: AnyModel, tokenizer: CharTokenizer, prompt: list[int], count: int) -> list[int]:
@@ -44,45 +46,37 @@ def past_of(engine: Engine) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("max_step_tokens", [8, 17, 512])
-def test_greedy_text_equals_the_uncached_decoder_in_any_chunking_and_company(
+def test_greedy_text_equals_the_plain_decoder_in_any_chunks_and_company(
     model: AnyModel,
     tokenizer: CharTokenizer,
     engine_of: MakeEngine,
     make_claim: MakeClaim,
-    finish: Finish,
     max_step_tokens: int,
 ) -> None:
     engine = engine_of(model, max_step_tokens=max_step_tokens)
-    for index, prompt in enumerate(PROMPTS + STRANGERS):
-        engine.add(make_claim(str(index), prompt))
-    tokens = finish(engine)
+    tokens = finish(engine, *(make_claim(str(index), prompt) for index, prompt in enumerate(PROMPTS + STRANGERS)))
     for index, prompt in enumerate(PROMPTS):
         assert tokens[str(index)] == oracle(model, tokenizer, prompt, 12)
 
 
 def test_same_seed_gives_the_same_tokens_whatever_else_runs(
-    model: AnyModel, engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish
+    model: AnyModel, engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
     alone = {}
     for index, prompt in enumerate(PROMPTS):
-        engine = engine_of(model)
-        engine.add(make_claim(str(index), prompt, **SAMPLED))
-        alone |= finish(engine)
+        alone |= finish(engine_of(model), make_claim(str(index), prompt, **SAMPLED))
     engine = engine_of(model)
     for index, prompt in enumerate(STRANGERS):
         engine.add(make_claim(f"stranger {index}", prompt, max_tokens=30, temperature=1.3, seed=index))
-    together: dict[str, list[int]] = {}
+    outputs: list[StepOutput] = []
     for index, prompt in enumerate(PROMPTS):
         engine.add(make_claim(str(index), prompt, **SAMPLED))
-        for output in engine.step():
-            together.setdefault(output.id, []).extend(output.token_ids)
-    finish(engine, together)
-    assert {id_: together[id_] for id_ in alone} == alone
+        outputs += engine.step()
+    together = run(engine, made_before=outputs)
+    assert {id_: together[id_].token_ids for id_ in alone} == alone
 
 
-def test_choices_and_seeds_differ(
-    make_gpt: Callable[..., GPT], engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish
-) -> None:
+def test_choices_and_seeds_differ(make_gpt: Callable[..., GPT], engine_of: MakeEngine, make_claim: MakeClaim) -> None:
     engine = engine_of(make_gpt())
     for index, changed in enumerate([{}, {"choice": 1}, {"seed": 100}]):
         engine.add(make_claim(str(index), [3, 1, 2], **(SAMPLED | {"temperature": 2.0, "top_p": 1.0} | changed)))
@@ -91,52 +85,36 @@ def test_choices_and_seeds_differ(
 
 
 @pytest.mark.parametrize("num_logged", [1, 5, 15])
-def test_another_worker_goes_on_from_the_logged_tokens_as_the_first_would_have(
+def test_another_worker_goes_on_from_the_log_as_the_first_would_have(
     model: AnyModel,
     tokenizer: CharTokenizer,
     engine_of: MakeEngine,
     make_claim: MakeClaim,
-    finish: Finish,
     num_logged: int,
 ) -> None:
     params = SAMPLED | {"logit_bias": {tokenizer.end_of_text_id: -100.0}}  # the text must not end before
-    engine = engine_of(model)
-    engine.add(make_claim("a", PROMPTS[1], **params))
-    whole = finish(engine)["a"]
-    engine = engine_of(model)
-    engine.add(make_claim("a", PROMPTS[1], whole[:num_logged], **params))
-    assert whole[:num_logged] + finish(engine)["a"] == whole
+    whole = finish(engine_of(model), make_claim("a", PROMPTS[1], **params))["a"]
+    rest = finish(engine_of(model), make_claim("a", PROMPTS[1], whole[:num_logged], **params))["a"]
+    assert whole[:num_logged] + rest == whole
 
 
-def test_preemption_changes_no_token(gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish) -> None:
+def test_preemption_changes_no_token(gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim) -> None:
     claims = [make_claim(str(index), [index + 1] * 9, **(SAMPLED | {"max_tokens": 40})) for index in range(5)]
-    roomy, tight = engine_of(gpt), engine_of(gpt, num_pages=20)
-    preempted = 0
-    for claim in claims:
-        roomy.add(claim)
-        tight.add(claim)
-    expected = finish(roomy)
-    tokens: dict[str, list[int]] = {}
-    while tight.has_work:
-        for output in tight.step():
-            tokens.setdefault(output.id, []).extend(output.token_ids)
-        preempted += tight.last_step.num_preempted
-    assert preempted > 0
-    assert tokens == expected
+    tight, preempted = engine_of(gpt, num_pages=20), []
+    made = run(tight, *claims, after_step=lambda: preempted.append(tight.last_step.num_preempted))
+    assert sum(preempted) > 0
+    assert {id_: each.token_ids for id_, each in made.items()} == finish(engine_of(gpt), *claims)
     assert tight.last_step.kv_cache_usage == 0
 
 
 def test_a_freed_page_leaks_nothing_to_its_next_owner(
-    model: AnyModel, tokenizer: CharTokenizer, engine_of: MakeEngine, make_claim: MakeClaim, finish: Finish
+    model: AnyModel, tokenizer: CharTokenizer, engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
     engine = engine_of(model, prefix_caching=False)
-    engine.add(make_claim("before", PROMPTS[3]))
-    finish(engine)
+    finish(engine, make_claim("before", PROMPTS[3]))
     for stored in past_of(engine):
         stored.fill_(float("nan"))  # poison: whatever reads a page or slot that it did not write shows it
-    for index, prompt in enumerate(PROMPTS):
-        engine.add(make_claim(str(index), prompt))
-    tokens = finish(engine)
+    tokens = finish(engine, *(make_claim(str(index), prompt) for index, prompt in enumerate(PROMPTS)))
     assert all(tokens[str(i)] == oracle(model, tokenizer, prompt, 12) for i, prompt in enumerate(PROMPTS))
 
 
@@ -174,9 +152,9 @@ class Watched:
         self.ended.add(id_)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=25)
 @given(operations=OPERATIONS, num_pages=st.integers(16, 40))
-def test_no_page_is_leaked_and_everyone_ends_under_any_order_of_submit_cancel_preempt_finish(
+def test_no_page_is_leaked_and_everyone_ends_in_any_order_of_events(
     model: AnyModel,
     engine_of: MakeEngine,
     make_claim: MakeClaim,
@@ -209,20 +187,15 @@ def test_stop_string_across_tokens_ends_the_sequence(
     tokenizer: CharTokenizer,
     engine_of: MakeEngine,
     make_claim: MakeClaim,
-    finish: Finish,
 ) -> None:
     params = {"logit_bias": {tokenizer.end_of_text_id: -100.0}, "temperature": 1.0}
     engine = engine_of(make_gpt())
-    engine.add(make_claim("whole", PROMPTS[1], **params))
-    text = tokenizer.decode(finish(engine)["whole"])
+    text = tokenizer.decode(finish(engine, make_claim("whole", PROMPTS[1], **params))["whole"])
     stop = text[4:7]
-    engine.add(make_claim("a", PROMPTS[1], stop=(stop,), **params))
-    outputs = []
-    while engine.has_work:
-        outputs += engine.step()
-    assert outputs[-1].end is not None
-    assert (outputs[-1].end.finish_reason, outputs[-1].end.stop_reason) == ("stop", stop)
-    assert len(outputs) == text.index(stop) + len(stop)
+    made = run(engine, make_claim("a", PROMPTS[1], stop=(stop,), **params))["a"]
+    assert made.outputs[-1].end is not None
+    assert (made.end.finish_reason, made.end.stop_reason) == ("stop", stop)
+    assert len(made.outputs) == text.index(stop) + len(stop)
 
 
 @pytest.mark.parametrize(
@@ -236,13 +209,9 @@ def test_what_cannot_be_computed_ends_with_an_error(
     params: dict[str, int],
 ) -> None:
     engine = engine_of(make_gpt())
-    engine.add(make_claim("bad", token_ids, **params))
-    engine.add(make_claim("good", [1, 2]))
-    ends = {}
-    while engine.has_work:
-        ends |= {output.id: output.end.finish_reason for output in engine.step() if output.end}
-    assert ends == {"bad": "error", "good": ends["good"]}
-    assert ends["good"] in ("stop", "length")
+    made = run(engine, make_claim("bad", token_ids, **params), make_claim("good", [1, 2]))
+    assert made["bad"].end.finish_reason == "error"
+    assert made["good"].end.finish_reason in ("stop", "length")
 
 
 def test_logits_that_are_not_finite_end_that_sequence_alone(
@@ -252,15 +221,8 @@ def test_logits_that_are_not_finite_end_that_sequence_alone(
     with torch.no_grad():
         model.model.embed_tokens.weight[13] = float("nan")
     engine = engine_of(model)
-    engine.add(make_claim("nan", [13, 2]))
-    engine.add(make_claim("fine", PROMPTS[1]))
-    tokens: dict[str, list[int]] = {}
-    ends = {}
-    while engine.has_work:
-        for output in engine.step():
-            tokens.setdefault(output.id, []).extend(output.token_ids)
-            ends |= {output.id: output.end} if output.end else {}
-    assert ends["nan"].finish_reason == "error"
-    assert ends["fine"].finish_reason in ("stop", "length")
+    made = run(engine, make_claim("nan", [13, 2]), make_claim("fine", PROMPTS[1]))
+    assert made["nan"].end.finish_reason == "error"
+    assert made["fine"].end.finish_reason in ("stop", "length")
     expected = oracle(model, tokenizer, PROMPTS[1], 12)
-    assert tokens["fine"] == expected[: len(tokens["fine"])]
+    assert made["fine"].token_ids == expected[: len(made["fine"].token_ids)]

@@ -12,7 +12,8 @@ from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
 from service.engine.scheduler import ScheduledChunk
 from service.errors import SettingError
-from service.protocol import Claim, End
+from service.protocol import Claim
+from tests.service.engine.stepping import finish, run
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
@@ -49,19 +50,10 @@ class Sick:
         return logits
 
 
-def finish(engine: Engine) -> tuple[dict[str, list[int]], dict[str, End]]:
-    tokens: dict[str, list[int]] = {}
-    ends: dict[str, End] = {}
-    while engine.has_work:
-        for output in engine.step():
-            tokens.setdefault(output.id, []).extend(output.token_ids)
-            ends |= {output.id: output.end} if output.end else {}
-    return tokens, ends
-
-
-def add_innocents(engine: Engine, make_claim: MakeClaim) -> None:
-    for id_, (prompt, params) in INNOCENTS.items():
-        engine.add(make_claim(id_, prompt, **params, logit_bias={POISON: -100.0}))
+def innocents(make_claim: MakeClaim) -> list[Claim]:
+    return [
+        make_claim(id_, prompt, **params, logit_bias={POISON: -100.0}) for id_, (prompt, params) in INNOCENTS.items()
+    ]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -70,17 +62,13 @@ def test_logits_that_are_not_finite_half_way_end_that_sequence_alone(
     make_gpt: MakeGPT, engine_of: MakeEngine, make_claim: MakeClaim, value: float, params: dict[str, object]
 ) -> None:
     model, params = make_gpt(), params | {"logit_bias": {5: 100.0}}
-    sound = engine_of(model)
-    add_innocents(sound, make_claim)
-    expected, _ = finish(sound)
+    expected = finish(engine_of(model), *innocents(make_claim))
     engine = engine_of(model)
     Sick(engine, "sick", 4 if "logprobs" not in params else 7, value)
-    add_innocents(engine, make_claim)
-    engine.add(make_claim("sick", [1, 2, 3, 4], **params))
-    tokens, ends = finish(engine)
-    assert tokens.pop("sick") == [5] * 4
-    assert (ends["sick"].finish_reason, ends["sick"].error) == ("error", NOT_FINITE)
-    assert tokens == expected
+    made = run(engine, *innocents(make_claim), make_claim("sick", [1, 2, 3, 4], **params))
+    sick = made.pop("sick")
+    assert (sick.token_ids, sick.end.finish_reason, sick.end.error) == ([5] * 4, "error", NOT_FINITE)
+    assert {id_: each.token_ids for id_, each in made.items()} == expected
     assert engine.last_step.kv_cache_usage == 0
 
 
@@ -91,19 +79,16 @@ def test_no_arithmetic_hides_what_is_not_finite(
 ) -> None:
     settings = EngineSettings(dtype=dtype, kernels="native", kv_cache_mb=4)
     model = make_gpt()
-    sound = make_engine(model, tokenizer, settings)
-    add_innocents(sound, make_claim)
-    expected, _ = finish(sound)
+    expected = finish(make_engine(model, tokenizer, settings), *innocents(make_claim))
     with torch.no_grad():
         model.model.embed_tokens.weight[POISON] = float("nan")
     engine = make_engine(model, tokenizer, settings)
-    add_innocents(engine, make_claim)
-    engine.add(make_claim("sick", [1, 2, POISON, 4]))
-    engine.add(make_claim("falls sick", [1, 2, 4], logit_bias={POISON: 100.0}))
-    tokens, ends = finish(engine)
-    assert (tokens.pop("sick"), ends["sick"].error) == ([], NOT_FINITE)
-    assert (tokens.pop("falls sick"), ends["falls sick"].error) == ([POISON], NOT_FINITE)
-    assert tokens == expected
+    sick = make_claim("sick", [1, 2, POISON, 4]), make_claim("falls sick", [1, 2, 4], logit_bias={POISON: 100.0})
+    made = run(engine, *innocents(make_claim), *sick)
+    for id_, token_ids in (("sick", []), ("falls sick", [POISON])):
+        ended = made.pop(id_)
+        assert (ended.token_ids, ended.end.error) == (token_ids, NOT_FINITE)
+    assert {id_: each.token_ids for id_, each in made.items()} == expected
 
 
 def test_more_memory_than_there_is_is_refused_at_the_start(make_gpt: MakeGPT, tokenizer: CharTokenizer) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.config import EngineSettings
 from service.engine.engine import Engine
 from service.engine.loading import make_engine
-from service.protocol import Claim, End, Grammar
+from service.protocol import Claim, Grammar
+from tests.conftest import WITH_FIXTURES
+from tests.service.engine.stepping import finish, run
 from training.models.gpt import GPT
 from training.tokenizers.bpe import BpeTokenizer
 from training.tokenizers.char import CharTokenizer
@@ -35,16 +37,6 @@ def schema(source: dict[str, Any]) -> Grammar:
     return Grammar(kind="json_schema", source=json.dumps(source))
 
 
-def run(engine: Engine) -> dict[str, tuple[list[int], End]]:
-    tokens: dict[str, list[int]] = {}
-    ends: dict[str, End] = {}
-    while engine.has_work:
-        for output in engine.step():
-            tokens.setdefault(output.id, []).extend(output.token_ids)
-            ends |= {output.id: output.end} if output.end else {}
-    return {id_: (tokens[id_], ends[id_]) for id_ in tokens}
-
-
 ways = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**63 - 1),
@@ -59,9 +51,9 @@ ways = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=40)
 @given(model_seed=st.integers(0, 5), source=st.sampled_from(REGEXES), way=ways)
-def test_a_text_that_stops_matches_whatever_the_model_and_the_way_of_sampling(
+def test_a_text_that_stops_matches_whatever_the_model_and_the_sampling(
     make_gpt: Callable[..., GPT],
     tokenizer: CharTokenizer,
     engine_of: MakeEngine,
@@ -71,13 +63,12 @@ def test_a_text_that_stops_matches_whatever_the_model_and_the_way_of_sampling(
     way: dict[str, Any],
 ) -> None:
     engine = engine_of(make_gpt(model_seed, n_layer=1))
-    engine.add(make_claim("a", PROMPT, max_tokens=40, grammar=regex(source), **way))
-    token_ids, end = run(engine)["a"]
-    assert end.finish_reason in ("stop", "length")
-    assert bool(re.fullmatch(source, tokenizer.decode(token_ids))) or end.finish_reason == "length"
+    made = run(engine, make_claim("a", PROMPT, max_tokens=40, grammar=regex(source), **way))["a"]
+    assert made.end.finish_reason in ("stop", "length")
+    assert bool(re.fullmatch(source, tokenizer.decode(made.token_ids))) or made.end.finish_reason == "length"
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=20)
 @given(model_seed=st.integers(0, 5), seed=st.integers(0, 2**63 - 1))
 def test_json_fulfils_its_schema(
     make_gpt: Callable[..., GPT], make_claim: MakeClaim, model_seed: int, seed: int
@@ -90,34 +81,32 @@ def test_json_fulfils_its_schema(
     }
     model = make_gpt(model_seed, **SHAPE)
     engine = make_engine(model, BYTES, EngineSettings(max_num_seqs=2, device="cpu", dtype="fp32"), num_pages=16)
-    engine.add(make_claim("a", PROMPT, max_tokens=200, temperature=1.0, seed=seed, grammar=schema(wanted)))
-    token_ids, end = run(engine)["a"]
-    assert end.finish_reason == "stop"
-    made = json.loads(BYTES.decode(token_ids))
-    assert list(made) == ["a", "b"]
-    assert made["a"] in ("x", 12)
-    assert len(made["b"]) <= 3
-    assert all(isinstance(value, bool) for value in made["b"])
+    made = run(engine, make_claim("a", PROMPT, max_tokens=200, temperature=1.0, seed=seed, grammar=schema(wanted)))["a"]
+    assert made.end.finish_reason == "stop"
+    written = json.loads(BYTES.decode(made.token_ids))
+    assert list(written) == ["a", "b"]
+    assert written["a"] in ("x", 12)
+    assert len(written["b"]) <= 3
+    assert all(isinstance(value, bool) for value in written["b"])
 
 
 def test_where_nothing_may_follow_the_text_stops_without_a_token_for_it(
     make_gpt: Callable[..., GPT], tokenizer: CharTokenizer, engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
     engine = engine_of(make_gpt())
-    engine.add(make_claim("a", PROMPT, grammar=regex("cat|dog")))
-    token_ids, end = run(engine)["a"]
-    assert tokenizer.decode(token_ids) in ("cat", "dog")
-    assert len(token_ids) == 3
-    assert (end.finish_reason, end.stop_reason) == ("stop", None)
+    made = run(engine, make_claim("a", PROMPT, grammar=regex("cat|dog")))["a"]
+    assert tokenizer.decode(made.token_ids) in ("cat", "dog")
+    assert len(made.token_ids) == 3
+    assert (made.end.finish_reason, made.end.stop_reason) == ("stop", None)
 
 
 def test_a_stop_string_ends_a_text_under_a_grammar(
     make_gpt: Callable[..., GPT], tokenizer: CharTokenizer, engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
     engine = engine_of(make_gpt())
-    engine.add(make_claim("a", PROMPT, grammar=regex("ab{20}"), stop=("bb",)))
-    token_ids, end = run(engine)["a"]
-    assert (tokenizer.decode(token_ids), end.finish_reason, end.stop_reason) == ("abb", "stop", "bb")
+    made = run(engine, make_claim("a", PROMPT, grammar=regex("ab{20}"), stop=("bb",)))["a"]
+    text = tokenizer.decode(made.token_ids)
+    assert (text, made.end.finish_reason, made.end.stop_reason) == ("abb", "stop", "bb")
 
 
 def test_the_seed_fixes_the_text_alone_in_company_and_after_another_worker(
@@ -127,22 +116,19 @@ def test_the_seed_fixes_the_text_alone_in_company_and_after_another_worker(
     params = {"grammar": regex("([a-f ]{2,5}[.,] ?){3,6}"), "temperature": 1.5, "max_tokens": 30}
     alone = {}
     for seed in range(4):
-        engine = engine_of(model)
-        engine.add(make_claim(str(seed), PROMPT, seed=seed, **params))
-        alone |= run(engine)
+        alone |= finish(engine_of(model), make_claim(str(seed), PROMPT, seed=seed, **params))
     engine = engine_of(model)
     for index in range(3):
         engine.add(make_claim(f"free {index}", [index + 2] * 9, temperature=1.0, seed=index))
     for seed in range(4):
         engine.add(make_claim(str(seed), PROMPT, seed=seed, **params))
-    together = run(engine)
-    assert {id_: together[id_][0] for id_ in alone} == {id_: token_ids for id_, (token_ids, _) in alone.items()}
+    together = finish(engine)
+    assert {id_: together[id_] for id_ in alone} == alone
     for seed in range(4):
-        whole = alone[str(seed)][0]
+        whole = alone[str(seed)]
         for num_logged in (1, len(whole) // 2, len(whole) - 1):
-            engine = engine_of(model)
-            engine.add(make_claim("a", PROMPT, whole[:num_logged], seed=seed, **params))
-            assert whole[:num_logged] + run(engine)["a"][0] == whole
+            claim = make_claim("a", PROMPT, whole[:num_logged], seed=seed, **params)
+            assert whole[:num_logged] + finish(engine_of(model), claim)["a"] == whole
 
 
 @pytest.mark.parametrize(
@@ -166,13 +152,13 @@ def test_what_cannot_go_on_ends_alone_with_an_error(
     engine = engine_of(make_gpt())
     engine.add(make_claim("bad", PROMPT, tokenizer.encode(logged), grammar=grammar))
     engine.add(make_claim("fine", PROMPT, grammar=regex("ab+")))
-    ended = run(engine)
-    assert (ended["bad"][1].finish_reason, ended["bad"][1].error) == ("error", error)
-    assert ended["fine"][1].finish_reason in ("stop", "length")
+    made = run(engine)
+    assert (made["bad"].end.finish_reason, made["bad"].end.error) == ("error", error)
+    assert made["fine"].end.finish_reason in ("stop", "length")
     assert engine.last_step.kv_cache_usage == 0
 
 
-def test_logits_that_are_not_finite_are_told_from_a_grammar_that_cannot_go_on(
+def test_logits_not_finite_are_told_from_a_grammar_that_cannot_go_on(
     make_gpt: Callable[..., GPT], engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
     model = make_gpt()
@@ -180,4 +166,4 @@ def test_logits_that_are_not_finite_are_told_from_a_grammar_that_cannot_go_on(
         model.lm_head.weight[13] = float("nan")  # of a token that the grammar does not allow
     engine = engine_of(model)
     engine.add(make_claim("a", PROMPT, grammar=regex("ab")))
-    assert run(engine)["a"][1].error == "the model's logits are not finite"
+    assert run(engine)["a"].end.error == "the model's logits are not finite"

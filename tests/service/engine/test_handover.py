@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.config import EngineSettings
@@ -13,6 +13,7 @@ from service.engine.engine import Engine
 from service.engine.kernels.library import best_level
 from service.engine.loading import make_engine
 from service.protocol import Claim, Grammar, TokenLogprobs
+from tests.conftest import WITH_FIXTURES
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
@@ -69,7 +70,7 @@ def answer(engine: Engine, claim: Claim, company: list[Claim]) -> Answer:
     return Answer(token_ids, logprobs, (end.finish_reason, end.stop_reason), num_steps)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=60)
 @given(
     way=st.sampled_from(WAYS),
     seed=st.integers(0, 2**63 - 1),

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from service.config import EngineSettings
-from service.engine.engine import Engine
 from service.engine.kernels.library import best_level
 from service.engine.loading import load_engine
 from service.protocol import Claim
+from tests.service.engine.stepping import finish
 from tests.training.foreign import MAKES, save_model
 from training.exchange.hugging_face import import_hf
 from training.tokenizers.loading import load_tokenizer
@@ -24,7 +24,6 @@ PROMPTS = ("the quick", "fox", "a lazy, lazy dog 12 ")
 def test_greedy_text_is_that_of_transformers(
     tmp_path: Path,
     make_claim: Callable[..., Claim],
-    finish: Callable[[Engine], dict[str, list[int]]],
     make: str,
     kernels: str,
 ) -> None:
@@ -36,9 +35,7 @@ def test_greedy_text_is_that_of_transformers(
     settings = EngineSettings(device="cpu", dtype="fp32", kernels=kernels, max_num_seqs=4, max_step_tokens=16)
     engine = load_engine(tmp_path / "ours", settings)
     prompts = {text: tokenizer.encode(text) for text in PROMPTS}
-    for text, token_ids in prompts.items():
-        engine.add(make_claim(text, token_ids, max_tokens=20))
-    written = finish(engine)
+    written = finish(engine, *(make_claim(text, token_ids, max_tokens=20) for text, token_ids in prompts.items()))
 
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     beyond = range(tokenizer.vocab_size, peer.config.vocab_size)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from service.engine.engine import Engine
-from service.engine.interface import StepOutput
 from service.protocol import Claim, TokenLogprobs
+from tests.service.engine.stepping import run
 from training.models.gpt import GPT
 from training.objectives import cross_entropy
 from training.tokenizers.char import CharTokenizer
@@ -18,22 +18,6 @@ BENT = {"temperature": 0.7, "top_k": 4, "repetition_penalty": 1.5, "presence_pen
 
 MakeEngine = Callable[..., Engine]
 MakeClaim = Callable[..., Claim]
-
-
-def collect(engine: Engine) -> dict[str, list[StepOutput]]:
-    outputs: dict[str, list[StepOutput]] = {}
-    while engine.has_work:
-        for output in engine.step():
-            outputs.setdefault(output.id, []).append(output)
-    return outputs
-
-
-def ids_of(outputs: list[StepOutput]) -> list[int]:
-    return [token_id for output in outputs for token_id in output.token_ids]
-
-
-def told_of(outputs: list[StepOutput]) -> list[TokenLogprobs]:
-    return [entry for output in outputs for entry in output.logprobs]
 
 
 @torch.inference_mode()
@@ -59,25 +43,24 @@ def test_logprobs_are_those_of_the_plain_model_in_any_chunking_and_company(
         engine.add(make_claim(str(index), prompt, logprobs=index, prompt_logprobs=True, seed=index, **BENT))
     for index, prompt in enumerate(STRANGERS):
         engine.add(make_claim(f"stranger {index}", prompt))
-    outputs = collect(engine)
+    made = run(engine)
     for index, prompt in enumerate(PROMPTS):
-        first, *later = outputs[str(index)]
-        generated = ids_of(outputs[str(index)])
-        rows = expected(gpt, prompt + generated)[:-1]
+        ours = made[str(index)]
+        first, *later = ours.outputs
+        rows = expected(gpt, prompt + ours.token_ids)[:-1]
         check(list(first.prompt_logprobs), prompt[1:], rows[: len(prompt) - 1], index)
-        check(told_of(outputs[str(index)]), generated, rows[len(prompt) - 1 :], index)
+        check(ours.logprobs, ours.token_ids, rows[len(prompt) - 1 :], index)
         assert not any(output.prompt_logprobs for output in later)
-    strangers = [output for index in range(len(STRANGERS)) for output in outputs[f"stranger {index}"]]
+    strangers = [output for index in range(len(STRANGERS)) for output in made[f"stranger {index}"].outputs]
     assert not any(output.logprobs or output.prompt_logprobs for output in strangers)
 
 
 def test_without_tokens_to_make_a_prompt_is_scored_alone(
     gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
-    engine = engine_of(gpt)
     text = [(7 * index) % 30 for index in range(64)]  # a whole context
-    engine.add(make_claim("a", text, max_tokens=0, logprobs=0, prompt_logprobs=True))
-    [output] = collect(engine)["a"]
+    claim = make_claim("a", text, max_tokens=0, logprobs=0, prompt_logprobs=True)
+    [output] = run(engine_of(gpt), claim)["a"].outputs
     assert output.end is not None
     assert (output.token_ids, output.end.finish_reason) == ((), "length")
     with torch.inference_mode():
@@ -89,12 +72,9 @@ def test_a_prompt_that_is_cached_is_scored_all_the_same(
     make_gpt: Callable[..., GPT], engine_of: MakeEngine, make_claim: MakeClaim
 ) -> None:
     engine = engine_of(make_gpt())
-    engine.add(make_claim("before", PROMPTS[3]))
-    collect(engine)
-    engine.add(make_claim("a", PROMPTS[3], logprobs=0, prompt_logprobs=True))
-    first, *_, last = collect(engine)["a"]
-    assert last.end is not None
-    assert (len(first.prompt_logprobs), last.end.cached_tokens) == (36, 0)
+    run(engine, make_claim("before", PROMPTS[3]))
+    made = run(engine, make_claim("a", PROMPTS[3], logprobs=0, prompt_logprobs=True))["a"]
+    assert (len(made.outputs[0].prompt_logprobs), made.end.cached_tokens) == (36, 0)
 
 
 def test_a_preempted_prompt_is_scored_once(
@@ -104,22 +84,17 @@ def test_a_preempted_prompt_is_scored_once(
         make_claim(str(i), [i + 1] * 9, max_tokens=40, logprobs=0, prompt_logprobs=True, seed=i, temperature=1.0)
         for i in range(5)
     ]
-    roomy, tight = engine_of(make_gpt()), engine_of(make_gpt(), num_pages=20, max_step_tokens=8)
-    for claim in claims:
-        roomy.add(claim)
-        tight.add(claim)
-    tokens: dict[str, list[StepOutput]] = {}
-    preempted = 0
-    while tight.has_work:
-        for output in tight.step():
-            tokens.setdefault(output.id, []).append(output)
-        preempted += tight.last_step.num_preempted
-    assert preempted > 0
-    for id_, undisturbed in collect(roomy).items():
-        assert ids_of(tokens[id_]) == ids_of(undisturbed)
-        assert [len(output.prompt_logprobs) for output in tokens[id_]] == [8] + [0] * (len(tokens[id_]) - 1)
-        told = [entry.logprob for entry in (*tokens[id_][0].prompt_logprobs, *told_of(tokens[id_]))]
-        before = [entry.logprob for entry in (*undisturbed[0].prompt_logprobs, *told_of(undisturbed))]
+    tight, preempted = engine_of(make_gpt(), num_pages=20, max_step_tokens=8), []
+    made = run(tight, *claims, after_step=lambda: preempted.append(tight.last_step.num_preempted))
+    assert sum(preempted) > 0
+    for id_, undisturbed in run(engine_of(make_gpt()), *claims).items():
+        ours = made[id_]
+        assert ours.token_ids == undisturbed.token_ids
+        assert [len(output.prompt_logprobs) for output in ours.outputs] == [8] + [0] * (len(ours.outputs) - 1)
+        told, before = (
+            [entry.logprob for entry in (*each.outputs[0].prompt_logprobs, *each.logprobs)]
+            for each in (ours, undisturbed)
+        )
         assert told == pytest.approx(before, abs=1e-4)
 
 
@@ -133,13 +108,9 @@ def test_another_worker_goes_on_with_the_rest(
 ) -> None:
     params = {"logprobs": 2, "prompt_logprobs": True, "logit_bias": {tokenizer.end_of_text_id: -100.0}}
     model = make_gpt()
-    engine = engine_of(model)
-    engine.add(make_claim("a", PROMPTS[1], **params))
-    whole = collect(engine)["a"]
-    engine = engine_of(model)
-    engine.add(make_claim("a", PROMPTS[1], ids_of(whole)[:num_logged], **params))
-    rest = collect(engine)["a"]
-    assert not any(output.prompt_logprobs for output in rest)
-    told, before = told_of(rest), told_of(whole)[num_logged:]
+    whole = run(engine_of(model), make_claim("a", PROMPTS[1], **params))["a"]
+    rest = run(engine_of(model), make_claim("a", PROMPTS[1], whole.token_ids[:num_logged], **params))["a"]
+    assert not any(output.prompt_logprobs for output in rest.outputs)
+    told, before = rest.logprobs, whole.logprobs[num_logged:]
     assert [entry.token_id for entry in told] == [entry.token_id for entry in before]
     assert [entry.logprob for entry in told] == pytest.approx([entry.logprob for entry in before], abs=1e-4)

@@ -65,7 +65,7 @@ def test_the_last_known_token_is_always_computed(make_sequence: MakeSequence) ->
 
 
 @pytest.mark.parametrize("options", [{"tenant": "b"}, {"prompt_logprobs": True, "logprobs": 0}], ids=str)
-def test_nothing_is_found_for_another_tenant_nor_where_all_logits_are_wanted(
+def test_nothing_is_found_for_another_tenant_or_if_all_logits_are_wanted(
     make_sequence: MakeSequence, options: dict[str, object]
 ) -> None:
     pool = PagePool(8, 4)

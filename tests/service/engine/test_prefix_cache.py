@@ -16,6 +16,7 @@ from service.engine.page_pool import PagePool
 from service.engine.scheduler import FIXED_COST, PREFILL_SHARE, ScheduledChunk, Scheduler
 from service.engine.sequence import Sequence
 from service.protocol import Claim, End, Request, SamplingParams
+from tests.service.engine.stepping import run
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
@@ -41,14 +42,9 @@ class Recorded:
         return self._sample(logits, sequences)
 
     def finish(self, *claims: Claim) -> dict[str, list[int]]:
-        for claim in claims:
-            self.engine.add(claim)
-        tokens: dict[str, list[int]] = {}
-        while self.engine.has_work:
-            for output in self.engine.step():
-                tokens.setdefault(output.id, []).extend(output.token_ids)
-                self.ends |= {output.id: output.end} if output.end else {}
-        return tokens
+        made = run(self.engine, *claims)
+        self.ends |= {id_: each.end for id_, each in made.items()}
+        return {id_: each.token_ids for id_, each in made.items()}
 
 
 @pytest.fixture
@@ -83,7 +79,7 @@ def test_a_hit_gives_the_tokens_that_computing_gives(
     assert all(end.cached_tokens == 0 for end in cold.ends.values())
 
 
-def test_choices_that_come_at_once_share_their_prompt_and_answer_as_if_alone(
+def test_choices_at_once_share_their_prompt_and_answer_as_if_alone(
     gpt: GPT, engine_of: MakeEngine, make_claim: MakeClaim, endless: dict[str, object]
 ) -> None:
     claims = [make_claim(str(choice), PROMPT, choice=choice, **endless) for choice in range(4)]

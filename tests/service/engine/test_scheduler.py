@@ -91,7 +91,7 @@ def test_a_long_prompt_takes_at_most_twice_what_a_step_takes_without_it(
     assert advance(scheduler.schedule())[0][1] == 512
 
 
-def test_of_a_slot_the_last_token_of_a_long_prompt_costs_no_more_than_the_first(make_sequence: MakeSequence) -> None:
+def test_in_a_slot_a_prompts_last_token_costs_no_more_than_its_first(make_sequence: MakeSequence) -> None:
     scheduler = Scheduler(PagePool(4, UNBOUNDED_CONTEXT, prefix_caching=False), max_num_seqs=4, max_step_tokens=512)
     scheduler.add(make_sequence("short", 3))
     advance(scheduler.schedule())

@@ -21,6 +21,7 @@ from service.gateway.models import ServedModel
 from service.gateway.server import GatewayServer, make_server
 from service.protocol import Claim, Emission, EmitStatus, End, FinishReason, Request, TokenLogprobs
 from service.queue.local.gateway import LocalQueue
+from tests.fleet.waiting import PATIENCE_S
 from training.tokenizers.bpe import BpeTokenizer
 
 REPLY = "né 🦜 and on it goes.\nAct II, in which nothing happens at all. "
@@ -47,7 +48,7 @@ class ScriptedEngine:
         """Return the sequences of `prompt`, by id, once `count` of them are claimed."""
         found: dict[str, Request] = {}
         while len(found) < count:
-            request = self.claimed.get(timeout=20).request
+            request = self.claimed.get(timeout=PATIENCE_S).request
             if TOKENIZER.decode(request.token_ids) == prompt:
                 found[request.id] = request
         return found
@@ -56,7 +57,7 @@ class ScriptedEngine:
         """Return once all of `ids` are cancelled."""
         missing = set(ids)
         while missing:
-            missing.discard(self.cancelled.get(timeout=60))
+            missing.discard(self.cancelled.get(timeout=PATIENCE_S))
 
     async def run(self, worker: str = "w") -> None:
         self._queue.register(worker, {MODEL.name: MODEL.revision})
@@ -143,13 +144,13 @@ class Gateway:
         return self.client.post("/generate", json=body)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def call(self, function: Callable[[], object]) -> None:
         """Run `function` in the gateway's loop."""
         done = threading.Event()
         self.loop.call_soon_threadsafe(lambda: (function(), done.set()))
-        assert done.wait(20)
+        assert done.wait(PATIENCE_S)
 
 
 StartGateway = Callable[..., AbstractContextManager[Gateway]]
@@ -187,14 +188,14 @@ def run_gateway(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        loop = started.get(timeout=30)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        loop = started.get(timeout=PATIENCE_S)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
             while with_worker and client.get("/readyz").status_code != 200:
                 pass
             yield Gateway(port, client, app, server, engine, queue, loop)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 

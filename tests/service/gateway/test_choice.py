@@ -11,7 +11,8 @@ from service.detokenizer import TextStream
 from service.errors import Diverged
 from service.gateway.choice import Choice
 from service.gateway.stream_position import START, StreamPosition
-from service.protocol import End, Request, SamplingParams, TokenLogprobs, Update
+from service.protocol import End, Request, TokenLogprobs, Update
+from tests.claims import make_request as make_small_request
 from training.tokenizers.bpe import BpeTokenizer
 
 TOKENIZER = BpeTokenizer([])  # a token is a byte
@@ -21,8 +22,8 @@ stops = st.lists(st.text("ab é", min_size=1, max_size=4), max_size=3).map(tuple
 
 
 def make_request(stop: tuple[str, ...] = (), **fields: object) -> Request:
-    params = SamplingParams(max_tokens=20, seed=1, stop=stop, logprobs=0, prompt_logprobs=bool(fields.get("echo")))
-    return Request(id="0-0", model="tiny", revision="r", token_ids=tuple(b"pr"), params=params, **fields)
+    told = {"logprobs": 0, "prompt_logprobs": bool(fields.get("echo"))}
+    return make_small_request("0-0", token_ids=tuple(b"pr"), max_tokens=20, stop=stop, **told, **fields)
 
 
 def split(ids: list[int], cuts: set[int]) -> list[Update]:
@@ -53,7 +54,7 @@ def read(request: Request, updates: list[Update], after: StreamPosition = START)
 @given(
     ids=token_ids, stop=stops, cuts=st.sets(st.integers(1, 11)), other_cuts=st.sets(st.integers(1, 11)), data=st.data()
 )
-def test_what_follows_a_position_is_the_text_that_its_tokens_had_not_settled(ids, stop, cuts, other_cuts, data):
+def test_after_a_position_comes_the_text_that_its_tokens_left_open(ids, stop, cuts, other_cuts, data):
     request = make_request(stop, echo=data.draw(st.booleans()))
     text, told_ids, logprobs = read(request, split(ids, cuts))
     known = data.draw(st.integers(1, len(ids))) if ids else 0

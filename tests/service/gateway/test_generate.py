@@ -218,7 +218,7 @@ def test_a_failure_of_the_engine_is_a_500_that_is_not_to_be_repeated(gateway):
     assert answer.json() == {"error": {**error, "code": "engine_failure"}}
 
 
-def test_a_failure_in_mid_stream_is_a_frame_before_done_and_ends_the_other_choices(gateway):
+def test_a_failure_in_mid_stream_is_a_frame_and_ends_the_other_choices(gateway):
     answer = gateway.generate(prompts=["fail", "endless"], max_tokens=9, stream=True)
     frames, ids = read_stream(answer.text)
     assert frames[-1]["error"]["code"] == "engine_failure"

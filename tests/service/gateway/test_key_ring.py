@@ -10,6 +10,7 @@ from service.errors import RateLimited, SettingError, Unauthorized, Unavailable
 from service.gateway import key_ring
 from service.gateway.key_ring import KeyRing
 from service.keys import FileKeys, create_key
+from tests.fleet.waiting import become
 
 
 @pytest.fixture
@@ -87,12 +88,6 @@ def test_before_the_keys_were_read_nobody_comes_in(store):
         KeyRing(store).admit(add(store, "alice"))
 
 
-async def become(ring: KeyRing, shown: bytes, *, known: bool) -> None:
-    async with asyncio.timeout(30):
-        while is_known(ring, shown) != known:
-            await asyncio.sleep(0.01)
-
-
 def is_known(ring: KeyRing, shown: bytes) -> bool:
     try:
         ring.admit(shown)
@@ -101,49 +96,38 @@ def is_known(ring: KeyRing, shown: bytes) -> bool:
     return True
 
 
-def test_what_changes_in_the_store_holds_here_and_a_broken_file_changes_nothing(store, tmp_path, caplog, monkeypatch):
+async def test_a_change_of_the_store_holds_here_but_a_broken_file_does_not(store, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(key_ring, "READ_AGAIN_S", 0.01)
-
-    async def scenario():
-        alice = add(store, "alice")
-        ring = read(store)
+    alice = add(store, "alice")
+    ring = read(store)
+    with caplog.at_level(logging.WARNING):
         fresh = asyncio.create_task(ring.keep_fresh())
         bob = add(store, "bob")
-        await become(ring, bob, known=True)
+        await become(lambda: is_known(ring, bob), "the new key is known")
         whole = (tmp_path / "keys.json").read_bytes()
         (tmp_path / "keys.json").write_bytes(whole[:40])
-        while not caplog.messages:
-            await asyncio.sleep(0.01)
+        await become(lambda: caplog.messages, "the broken file is told")
         assert is_known(ring, alice)
         (tmp_path / "keys.json").write_bytes(whole)
         store.revoke(next(key.id for key in store.read() if key.tenant == "alice"))
-        await become(ring, alice, known=False)
+        await become(lambda: not is_known(ring, alice), "the revoked key is unknown")
         assert is_known(ring, bob)
         fresh.cancel()
-        return alice, bob
-
-    with caplog.at_level(logging.WARNING):
-        shown = asyncio.run(scenario())
     assert [message for message in caplog.messages if "keys.json" not in message] == []
-    assert not any(secret.decode() in caplog.text for secret in shown)
+    assert not any(secret.decode() in caplog.text for secret in (alice, bob))
 
 
-def test_a_store_that_stays_broken_is_told_once(store, tmp_path, caplog, monkeypatch):
+async def test_a_store_that_stays_broken_is_told_once(store, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(key_ring, "READ_AGAIN_S", 0.001)
     add(store, "alice")
     ring = read(store)
     (tmp_path / "keys.json").write_text("{")
     reads = []
     monkeypatch.setattr(store, "read", lambda: reads.append(1) or FileKeys.read(store))
-
-    async def scenario():
-        fresh = asyncio.create_task(ring.keep_fresh())
-        while len(reads) < 5:
-            await asyncio.sleep(0.001)
-        fresh.cancel()
-
     with caplog.at_level(logging.WARNING):
-        asyncio.run(scenario())
+        fresh = asyncio.create_task(ring.keep_fresh())
+        await become(lambda: len(reads) >= 5, "it has been read again and again")
+        fresh.cancel()
     assert len(caplog.messages) == 1
 
 

@@ -4,11 +4,12 @@ import json
 import logging
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.config import QueueSettings
 from service.gateway.schemas import GenerateBody
+from tests.conftest import WITH_FIXTURES
 
 MARK = "sesame-7261"
 
@@ -185,7 +186,7 @@ def test_nothing_of_a_request_is_quoted_or_logged(gateway, caplog):
     assert not any(MARK in message for message in messages)
 
 
-def test_a_mistake_of_ours_is_a_500_in_the_envelope_and_its_words_stay_out_of_the_log(start_gateway, caplog):
+def test_a_mistake_of_ours_is_a_500_and_its_words_stay_out_of_the_log(start_gateway, caplog):
     with start_gateway() as gateway:
 
         async def stumble(*_: object) -> None:
@@ -215,7 +216,7 @@ values = st.recursive(
 bodies = st.dictionaries(names, values, max_size=4) | st.dictionaries(names | st.text(max_size=4), values, max_size=4)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=300)
 @given(body=bodies, prompt=st.text(max_size=20) | st.none(), ascii_only=st.booleans())
 def test_no_json_body_makes_a_5xx(gateway, body, prompt, ascii_only):
     if prompt is not None:
@@ -226,7 +227,7 @@ def test_no_json_body_makes_a_5xx(gateway, body, prompt, ascii_only):
     assert answer.headers["x-request-id"]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=100)
 @given(content=st.binary(max_size=40))
 def test_no_bytes_make_a_5xx(gateway, content):
     assert gateway.client.post("/generate", content=content).status_code == 400

@@ -17,8 +17,10 @@ from service.gateway.sse import EventStream
 from service.gateway.stream_position import read_after
 from service.gateway.streams import Streams
 from service.metrics import GatewayMetrics
-from service.protocol import Emission, End, Request, SamplingParams, TokenLogprobs
+from service.protocol import Emission, End, Request, TokenLogprobs
 from service.queue.local.gateway import LocalQueue
+from tests.claims import make_request
+from tests.fleet.client import events
 from training.tokenizers.bpe import BpeTokenizer
 
 ANSWER = "0123456789abcdef" * 2
@@ -34,12 +36,14 @@ def make_requests(
     num_choices: int, stop: tuple[str, ...] = (), *, echo: bool = False, tenant: str = ""
 ) -> list[Request]:
     return [
-        Request(
-            id=f"{ANSWER}-{index}",
-            model="tiny",
-            revision="r1",
+        make_request(
+            f"{ANSWER}-{index}",
             token_ids=tuple(b"pr"),
-            params=SamplingParams(max_tokens=8, seed=1, choice=index, stop=stop, logprobs=0, prompt_logprobs=echo),
+            max_tokens=8,
+            choice=index,
+            stop=stop,
+            logprobs=0,
+            prompt_logprobs=echo,
             tenant=tenant,
             num_choices=num_choices,
             echo=echo,
@@ -65,8 +69,7 @@ class Reader:
     @property
     def events(self) -> Events:
         """The ids and frames so far."""
-        pairs = [event.split("\n") for event in self._sent.decode().split("\n\n") if event.startswith("id: ")]
-        return [(id_.removeprefix("id: "), json.loads(data.removeprefix("data: "))) for id_, data in pairs]
+        return [(id_, json.loads(data)) for id_, data in events(self._sent.decode().split("\n")) if id_ is not None]
 
     async def to_end(self) -> Events:
         await self._task
@@ -133,7 +136,7 @@ class Engine:
 @settings(max_examples=60)
 @given(logs=logs, stop=stops, echo=st.booleans(), rng=st.randoms(use_true_random=False))
 def test_a_stream_that_is_cut_and_resumed_is_the_stream_that_was_not(logs, stop, echo, rng):
-    asyncio.run(cut_and_resume(logs, stop, echo, rng))
+    asyncio.run(cut_and_resume(logs, stop, echo, rng))  # anyio's runner reports it where an example ends while it draws
 
 
 async def cut_and_resume(logs, stop, echo, rng) -> None:
@@ -161,16 +164,15 @@ async def cut_and_resume(logs, stop, echo, rng) -> None:
         assert rest[-1][0] == uncut[-1][0]
 
 
-def ask(streams_of: dict[str, ServedModel], tenant: str, after: str | None = None, answer_id: str = ANSWER):
-    async def join() -> None:
-        queue = LocalQueue(QueueSettings())
-        await queue.submit(make_requests(2, tenant="mine"))
-        await Streams(queue, streams_of).join(answer_id, tenant, read_after(answer_id, None, after))
+async def ask(
+    streams_of: dict[str, ServedModel], tenant: str, after: str | None = None, answer_id: str = ANSWER
+) -> None:
+    queue = LocalQueue(QueueSettings())
+    await queue.submit(make_requests(2, tenant="mine"))
+    await Streams(queue, streams_of).join(answer_id, tenant, read_after(answer_id, None, after))
 
-    asyncio.run(join())
 
-
-def test_another_tenants_answer_is_as_unknown_as_one_that_never_was():
+async def test_another_tenants_answer_is_as_unknown_as_one_that_never_was():
     told = set()
     for tenant, answer_id in [
         ("", ANSWER),
@@ -180,19 +182,19 @@ def test_another_tenants_answer_is_as_unknown_as_one_that_never_was():
         ("mine", ANSWER + "\n"),
     ]:
         with pytest.raises(NotFound) as refused:
-            ask({"tiny": MODEL}, tenant, answer_id=answer_id)
+            await ask({"tiny": MODEL}, tenant, answer_id=answer_id)
         told.add(str(refused.value))
     assert len(told) == 1
 
 
 @pytest.mark.parametrize("served", [{}, {"tiny": msgspec.structs.replace(MODEL, revision="r2")}])
-def test_a_gateway_without_this_revision_says_so(served):
+async def test_a_gateway_without_this_revision_says_so(served):
     with pytest.raises(NotFound, match="tiny of revision r1, which this server lacks"):
-        ask(served, "mine")
+        await ask(served, "mine")
 
 
 @pytest.mark.parametrize(("after", "words"), [("1", "2 choice"), ("1.2.3", "2 choice"), ("1.9", "at most 8 tokens")])
-def test_a_place_that_cannot_be_is_refused(after, words):
-    ask({"tiny": MODEL}, "mine", "8.8e")
+async def test_a_place_that_cannot_be_is_refused(after, words):
+    await ask({"tiny": MODEL}, "mine", "8.8e")
     with pytest.raises(BadRequest, match=words):
-        ask({"tiny": MODEL}, "mine", after)
+        await ask({"tiny": MODEL}, "mine", after)

@@ -83,7 +83,7 @@ def test_a_process_that_the_system_hides_is_not_taken_for_dead(monkeypatch: pyte
         assert me.sees_dead(other)
 
 
-def test_a_new_process_of_a_name_proves_the_former_dead_unless_it_is_seen_to_live() -> None:
+def test_a_new_process_of_a_name_proves_the_former_dead_unless_it_lives() -> None:
     me = ProcessIdentity.of_this_process("worker-0")
     former = msgspec.structs.replace(me, machine="another boot")
     assert me.replaces(former)

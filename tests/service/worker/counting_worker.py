@@ -103,6 +103,6 @@ if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     path, *options = sys.argv[1:]
     settings = parse_settings(WorkerSettings, {key: float(value) for key, value in (o.split("=") for o in options)})
-    queue = Nowhere() if path == "nowhere" else SocketWorkerQueue(Path(path), 20.0)
+    queue = Nowhere() if path == "nowhere" else SocketWorkerQueue(Path(path), 1e6)
     worker = Worker(queue, CountingEngine(4), {"tiny": "r1"}, settings)
     sys.exit(run_until_stopped(worker))

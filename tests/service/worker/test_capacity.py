@@ -1,8 +1,7 @@
 """What may be claimed is never more than the engine takes, whatever is still on its way."""
 
-import threading
-
 from service.worker.capacity import ClaimCapacity
+from tests.fleet.waiting import PATIENCE_S
 
 
 def test_what_is_on_its_way_takes_room_until_the_engine_has_it():
@@ -17,15 +16,13 @@ def test_what_is_on_its_way_takes_room_until_the_engine_has_it():
     assert room.wait() == 2
 
 
-def test_it_waits_for_room_and_ends_when_closed():
-    room, seen = ClaimCapacity(), []
-    thread = threading.Thread(target=lambda: seen.extend([room.wait(), room.wait()]))
+def test_it_waits_for_room_and_ends_when_closed(beside):
+    room = ClaimCapacity()
     with room:
-        thread.start()
+        waiting = beside(room.wait)
         room.set(1)
-        while not seen:
-            room.set(1)
+        assert waiting.result(PATIENCE_S) == 1
         room.depart(1)
-    thread.join(20)
-    assert seen[0] == 1
+        waiting = beside(room.wait)
+    assert waiting.result(PATIENCE_S) == 0
     assert room.wait() == 0

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from service.config import WorkerSettings
 from service.errors import LeaseLost
-from service.protocol import Claim, Emission, EmitStatus, End, Request, SamplingParams
+from service.protocol import Claim, Emission, EmitStatus, End, Request
 from service.worker.unsent import MAX_UNSENT
 from service.worker.worker import Worker
+from tests.claims import make_request
+from tests.fleet.waiting import PATIENCE_S
 from tests.service.worker.counting_worker import CountingEngine, count
 
-PATIENCE_S = 20.0
 Faults = dict[str, list[str]]
 
 
@@ -118,8 +119,7 @@ class FickleQueue:
 
 
 def make_requests(number: int, max_tokens: int) -> list[Request]:
-    params = [SamplingParams(max_tokens=max_tokens, seed=seed) for seed in range(number)]
-    return [Request(id=f"r{p.seed}", model="tiny", revision="r1", token_ids=(1, 2), params=p) for p in params]
+    return [make_request(f"r{seed}", max_tokens=max_tokens, seed=seed) for seed in range(number)]
 
 
 def work(queue: FickleQueue, engine: CountingEngine) -> None:

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from service.worker.threads import Heartbeat, SerialExecutor
+from tests.fleet.waiting import PATIENCE_S
 
 
 def test_calls_are_made_in_order_on_another_thread_and_told():
@@ -16,7 +17,7 @@ def test_calls_are_made_in_order_on_another_thread_and_told():
 
     with executor:
         futures = [executor.send(lambda number=number: call(number)) for number in range(20)]
-    assert [future.result(20) for future in futures] == list(range(20))
+    assert [future.result(PATIENCE_S) for future in futures] == list(range(20))
     assert made == [(number, "emissions") for number in range(20)]
 
 
@@ -24,9 +25,9 @@ def test_a_call_that_fails_fails_for_whoever_asked_and_the_next_is_made():
     executor = SerialExecutor("emissions")
     with executor:
         failing = executor.send(lambda: [][0])
-        assert executor.send(lambda: "made").result(20) == "made"
+        assert executor.send(lambda: "made").result(PATIENCE_S) == "made"
     with pytest.raises(IndexError):
-        failing.result(20)
+        failing.result(PATIENCE_S)
 
 
 def test_a_heart_beats_until_it_is_left():
@@ -38,6 +39,6 @@ def test_a_heart_beats_until_it_is_left():
             enough.set()
 
     with Heartbeat(0.001, beat):
-        assert enough.wait(20)
+        assert enough.wait(PATIENCE_S)
     left_at = len(beats)
     assert len(beats) == left_at

@@ -1,41 +1,54 @@
 """Workers as processes: whatever becomes of one, a watcher sees each token once, in order, as undisturbed."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 import tempfile
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from service.config import QueueSettings
-from service.protocol import End, Request, SamplingParams, TokenLogprobs
+from service.protocol import End, Request, TokenLogprobs
 from service.queue.local.gateway import LocalQueue
 from service.queue.local.server import serve_workers
 from service.queue.local.wire import FrameError
+from tests.claims import make_request as make_small_request
+from tests.fleet.waiting import become
+from tests.service.worker.counting_worker import count
 
 SCRIPT = Path(__file__).parent / "counting_worker.py"
 PROMPT = (424242, 434343)
 MAX_ATTEMPTS = 3
+LEASE_S = 1.0
+"""Of the queue, whose clock is a test's, and of the workers, who renew it in real time."""
 LENGTH = End(finish_reason="length")
 
 
-def make_request(request_id: str, *, max_tokens: int = 1000, seed: int = 5, logprobs: int | None = None) -> Request:
-    params = SamplingParams(max_tokens=max_tokens, seed=seed, logprobs=logprobs, prompt_logprobs=logprobs is not None)
-    return Request(id=request_id, model="tiny", revision="r1", token_ids=PROMPT, params=params)
+make_request = partial(make_small_request, token_ids=PROMPT, max_tokens=1000, seed=5)
 
 
 def undisturbed(request: Request) -> list[int]:
-    seed = request.params.seed
-    return [(seed * 1_000_003 + index * 7919) % 2**31 for index in range(request.params.max_tokens)]
+    return [count(request.params.seed, index) for index in range(request.params.max_tokens)]
 
 
 class RecordingQueue(LocalQueue):
-    """Counts renewals, which no other face shows; may be gone."""
+    """Counts renewals, which no other face shows; its clock stands still until it is told to go on; may be gone."""
 
-    num_renewals = 0
-    is_gone = False
+    def __init__(self) -> None:
+        super().__init__(QueueSettings(lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS), lambda: self.now)
+        self.now = 1000.0
+        self.num_renewals = 0
+        self.is_gone = False
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.reap()
+
+    async def has_worker(self) -> bool:
+        return (await self.stats()).workers > 0
 
     def renew(self, worker: str) -> bool:
         if self.is_gone:
@@ -79,6 +92,7 @@ class Gateway:
         return [Stream(self.queue, request.id) for request in requests]
 
     async def start_worker(self, *orders: str, **settings: float) -> asyncio.subprocess.Process:
+        settings = {"lease_s": LEASE_S, "max_step_s": 1e6} | settings  # its orders may be long in coming
         options = [f"{key}={value}" for key, value in settings.items()]
         pipe = asyncio.subprocess.PIPE
         worker = await asyncio.create_subprocess_exec(
@@ -100,26 +114,31 @@ async def order(worker: asyncio.subprocess.Process, *orders: str) -> None:
     await worker.stdin.drain()
 
 
+async def step(worker: asyncio.subprocess.Process) -> list[bytes]:
+    """Let `worker` make one step; return the ids that it served."""
+    await order(worker, "step")
+    return (await worker.stdout.readline()).split()
+
+
 async def step_until(worker: asyncio.subprocess.Process, stream: Stream, num_tokens: int) -> None:
     """Let `worker` step until `stream` has `num_tokens`; its next step waits for an order."""
     while len(stream.token_ids) < num_tokens:
-        await order(worker, "step")
-        await asyncio.sleep(0.01)
+        await step(worker)
+        await asyncio.sleep(0.01)  # for what the step made to arrive: what does not costs one step more
 
 
-@contextlib.asynccontextmanager
-async def open_gateway(lease_s: float = 5.0):
-    queue = RecordingQueue(QueueSettings(lease_s=lease_s, max_attempts=MAX_ATTEMPTS))
+@pytest.fixture
+async def gateway() -> AsyncIterator[Gateway]:
+    """The queue behind its socket; what a test starts ends with it."""
+    queue = RecordingQueue()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "queue"
         server = await serve_workers(queue, path)
-        reaping = asyncio.create_task(queue.keep_reaping())
         gateway = Gateway(queue, path)
         try:
             yield gateway
         finally:
             await gateway.close()
-            reaping.cancel()
             server.close()
             await server.wait_closed()
 
@@ -129,251 +148,190 @@ async def require_undisturbed(stream: Stream, request: Request) -> None:
     assert stream.token_ids == undisturbed(request)
 
 
-def test_requests_are_computed_together_and_each_gets_its_own():
-    async def scenario():
-        requests = [make_request(f"r{i}", seed=i, max_tokens=3 + i) for i in range(9)]
-        async with open_gateway() as gateway:
-            streams = await gateway.submit(*requests)
-            await gateway.start_worker("free")
-            for stream, request in zip(streams, requests, strict=True):
-                await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_requests_are_computed_together_and_each_gets_its_own(gateway):
+    requests = [make_request(f"r{i}", seed=i, max_tokens=3 + i) for i in range(9)]
+    streams = await gateway.submit(*requests)
+    await gateway.start_worker("free")
+    for stream, request in zip(streams, requests, strict=True):
+        await require_undisturbed(stream, request)
 
 
-def test_a_killed_workers_stream_goes_on_unbroken():
-    async def scenario():
-        request = make_request("a")
-        async with open_gateway() as gateway:
-            [stream] = await gateway.submit(request)
-            doomed = await gateway.start_worker()
-            await step_until(doomed, stream, 2)
-            doomed.kill()
-            await gateway.start_worker("free")
-            await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_a_killed_workers_stream_goes_on_unbroken(gateway):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    doomed = await gateway.start_worker()
+    await step_until(doomed, stream, 2)
+    doomed.kill()
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-def test_log_probabilities_come_once_and_in_order_though_their_worker_was_killed():
-    async def scenario():
-        request = make_request("a", logprobs=0)
-        async with open_gateway() as gateway:
-            [stream] = await gateway.submit(request)
-            doomed = await gateway.start_worker()
-            await step_until(doomed, stream, 2)
-            doomed.kill()
-            await gateway.start_worker("free")
-            await require_undisturbed(stream, request)
-        of_the_prompt, *of_the_text = stream.logprobs
-        assert of_the_prompt.token_id == PROMPT[1]
-        assert [entry.token_id for entry in of_the_text] == stream.token_ids
-        assert [entry.logprob for entry in of_the_text] == [-float(index) for index in range(1000)]
-
-    asyncio.run(scenario())
+async def test_log_probabilities_come_once_in_order_though_a_worker_was_killed(gateway):
+    request = make_request("a", logprobs=0, prompt_logprobs=True)
+    [stream] = await gateway.submit(request)
+    doomed = await gateway.start_worker()
+    await step_until(doomed, stream, 2)
+    doomed.kill()
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
+    of_the_prompt, *of_the_text = stream.logprobs
+    assert of_the_prompt.token_id == PROMPT[1]
+    assert [entry.token_id for entry in of_the_text] == stream.token_ids
+    assert [entry.logprob for entry in of_the_text] == [-float(index) for index in range(1000)]
 
 
-def test_a_worker_that_was_paused_past_its_lease_writes_no_more_and_serves_the_next():
-    async def scenario():
-        request = make_request("a")
-        async with open_gateway(lease_s=1.0) as gateway:
-            [stream] = await gateway.submit(request)
-            paused = await gateway.start_worker(lease_s=1.0)
-            await step_until(paused, stream, 1)
-            paused.send_signal(signal.SIGSTOP)
-            other = await gateway.start_worker("free", lease_s=1.0)
-            await require_undisturbed(stream, request)
-            other.kill()
-            await order(paused, "free")
-            paused.send_signal(signal.SIGCONT)
-            later = make_request("b", seed=6)
-            [next_stream] = await gateway.submit(later)
-            await require_undisturbed(next_stream, later)
-            assert stream.token_ids == undisturbed(request)
-            paused.terminate()
-            _, told = await paused.communicate()
-            assert paused.returncode == 0
-            assert told.count(b"the lease was lost") == 1
-
-    asyncio.run(scenario())
+async def test_one_paused_past_its_lease_writes_no_more_and_serves_the_next(gateway):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    paused = await gateway.start_worker()
+    await step_until(paused, stream, 1)
+    paused.send_signal(signal.SIGSTOP)
+    gateway.queue.pass_time(LEASE_S)
+    other = await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
+    other.kill()
+    await order(paused, "free")
+    paused.send_signal(signal.SIGCONT)
+    later = make_request("b", seed=6)
+    [next_stream] = await gateway.submit(later)
+    await require_undisturbed(next_stream, later)
+    assert stream.token_ids == undisturbed(request)
+    paused.terminate()
+    _, told = await paused.communicate()
+    assert paused.returncode == 0
+    assert told.count(b"the lease was lost") == 1
 
 
-def test_sigterm_claims_no_more_and_finishes_what_runs():
-    async def scenario():
-        running, late = make_request("running"), make_request("late")
-        async with open_gateway() as gateway:
-            [stream] = await gateway.submit(running)
-            worker = await gateway.start_worker()
-            await step_until(worker, stream, 1)
-            worker.terminate()
-            while (await gateway.queue.stats()).revisions:
-                await order(worker, "step")
-                await asyncio.sleep(0.01)
-            await gateway.submit(late)
-            await order(worker, "free")
-            await require_undisturbed(stream, running)
-            assert await worker.wait() == 0
-            stats = await gateway.queue.stats()
-            assert (stats.waiting, stats.workers) == (1, 0)
-
-    asyncio.run(scenario())
+async def test_sigterm_claims_no_more_and_finishes_what_runs(gateway):
+    running, late = make_request("running"), make_request("late")
+    [stream] = await gateway.submit(running)
+    worker = await gateway.start_worker()
+    await step_until(worker, stream, 1)
+    worker.terminate()
+    while (await gateway.queue.stats()).revisions:
+        await step(worker)
+        await asyncio.sleep(0.01)
+    await gateway.submit(late)
+    await order(worker, "free")
+    await require_undisturbed(stream, running)
+    assert await worker.wait() == 0
+    stats = await gateway.queue.stats()
+    assert (stats.waiting, stats.workers) == (1, 0)
 
 
-def test_past_its_drain_a_worker_hands_back_and_the_stream_goes_on():
-    async def scenario():
-        request = make_request("a")
-        async with open_gateway() as gateway:
-            [stream] = await gateway.submit(request)
-            for _ in range(MAX_ATTEMPTS + 1):
-                worker = await gateway.start_worker(drain_s=0.0)
-                await step_until(worker, stream, len(stream.token_ids) + 1)
-                worker.terminate()
-                await order(worker, "step")
-                assert await worker.wait() == 0
-            await gateway.start_worker("free")
-            await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_past_its_drain_a_worker_hands_back_and_the_stream_goes_on(gateway):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    for _ in range(MAX_ATTEMPTS + 1):
+        worker = await gateway.start_worker(drain_s=0.0)
+        await step_until(worker, stream, len(stream.token_ids) + 1)
+        worker.terminate()
+        await order(worker, "step")
+        assert await worker.wait() == 0
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-def test_a_second_signal_ends_at_once():
-    async def scenario():
-        request = make_request("a")
-        async with open_gateway() as gateway:
-            [stream] = await gateway.submit(request)
-            worker = await gateway.start_worker()
-            await step_until(worker, stream, 1)
-            worker.terminate()
-            ended = asyncio.create_task(worker.wait())
-            while not ended.done():  # Python may see two signals that come together as one
-                worker.send_signal(signal.SIGINT)
-                await asyncio.wait([ended], timeout=0.05)
-            assert await ended == 1
-            await gateway.start_worker("free")
-            await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_a_second_signal_ends_at_once(gateway):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    worker = await gateway.start_worker()
+    await step_until(worker, stream, 1)
+    worker.terminate()
+    ended = asyncio.create_task(worker.wait())
+    while not ended.done():  # Python may see two signals that come together as one
+        worker.send_signal(signal.SIGINT)
+        await asyncio.wait([ended], timeout=0.05)
+    assert await ended == 1
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-def test_an_idle_worker_leaves_on_sigterm():
-    async def scenario():
-        async with open_gateway() as gateway:
-            worker = await gateway.start_worker()
-            while not (await gateway.queue.stats()).workers:
-                await asyncio.sleep(0.01)
-            worker.terminate()
-            assert await worker.wait() == 0
-
-    asyncio.run(scenario())
+async def test_an_idle_worker_leaves_on_sigterm(gateway):
+    worker = await gateway.start_worker()
+    await become(gateway.queue.has_worker, "it registers")
+    worker.terminate()
+    assert await worker.wait() == 0
 
 
 @pytest.mark.parametrize(("how", "named"), [("raise", b"RuntimeError"), ("exhaust", b"MemoryError")])
-def test_a_broken_engine_ends_its_worker_and_tells_no_prompt(how: str, named: bytes):
-    async def scenario():
-        request = make_request("a")
-        async with open_gateway() as gateway:
-            [stream] = await gateway.submit(request)
-            broken = await gateway.start_worker("step", how)
-            _, told = await broken.communicate()
-            assert broken.returncode == 1
-            assert named in told
-            assert told.count(b"\n") == 1
-            assert str(PROMPT[0]).encode() not in told
-            await gateway.start_worker("free")
-            await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_a_broken_engine_ends_its_worker_and_tells_no_prompt(gateway, how: str, named: bytes):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    broken = await gateway.start_worker("step", how)
+    _, told = await broken.communicate()
+    assert broken.returncode == 1
+    assert named in told
+    assert told.count(b"\n") == 1
+    assert str(PROMPT[0]).encode() not in told
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-def test_a_hung_step_ends_its_worker():
-    async def scenario():
-        request = make_request("a")
-        async with open_gateway(lease_s=1.0) as gateway:
-            [stream] = await gateway.submit(request)
-            hung = await gateway.start_worker("hang", lease_s=1.0, max_step_s=0.1)
-            _, told = await hung.communicate()
-            assert hung.returncode == 1
-            assert b"hangs" in told
-            await gateway.start_worker("free")
-            await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_a_hung_step_ends_its_worker(gateway):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    hung = await gateway.start_worker("hang", max_step_s=0.1)
+    _, told = await hung.communicate()
+    assert hung.returncode == 1
+    assert b"hangs" in told
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)
 
 
-def test_a_step_longer_than_the_lease_does_not_look_dead():
-    async def scenario():
-        request = make_request("a")
-        async with open_gateway(lease_s=1.0) as gateway:
-            [stream] = await gateway.submit(request)
-            worker = await gateway.start_worker(lease_s=1.0)
-            await step_until(worker, stream, 1)
-            enough = gateway.queue.num_renewals + 8  # 8 × 0.3 leases
-            while gateway.queue.num_renewals < enough:
-                await asyncio.sleep(0.01)
-            stats = await gateway.queue.stats()
-            assert (stats.running, stats.workers) == (1, 1)
-            await order(worker, "free")
-            await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_a_step_longer_than_the_lease_does_not_look_dead(gateway):
+    request = make_request("a")
+    [stream] = await gateway.submit(request)
+    worker = await gateway.start_worker()
+    await step_until(worker, stream, 1)
+    for _ in range(8):
+        known = gateway.queue.num_renewals
+        await become(lambda: gateway.queue.num_renewals > known, "the lease is renewed")  # noqa: B023
+        gateway.queue.pass_time(0.9 * LEASE_S)
+    stats = await gateway.queue.stats()
+    assert (stats.running, stats.workers) == (1, 1)
+    await order(worker, "free")
+    await require_undisturbed(stream, request)
 
 
-def test_a_cancelled_request_leaves_the_engine_and_the_others_go_on():
-    async def scenario():
-        a, b = make_request("a"), make_request("b")
-        async with open_gateway() as gateway:
-            cancelled, other = await gateway.submit(a, b)
-            worker = await gateway.start_worker()
-            await step_until(worker, other, 1)
-            await gateway.queue.cancel("a")
-            served = await worker.stdout.readline()
-            while served.split() != [b"b"]:
-                await order(worker, "step")
-                served = await worker.stdout.readline()
-            assert (await cancelled.to_end()).finish_reason == "abort"
-            assert len(cancelled.token_ids) < 1000
-            await order(worker, "free")
-            await require_undisturbed(other, b)
-
-    asyncio.run(scenario())
+async def test_a_cancelled_request_leaves_the_engine_and_the_others_go_on(gateway):
+    a, b = make_request("a"), make_request("b")
+    cancelled, other = await gateway.submit(a, b)
+    worker = await gateway.start_worker()
+    await step_until(worker, other, 1)
+    await gateway.queue.cancel("a")
+    while await step(worker) != [b"b"]:
+        pass
+    assert (await cancelled.to_end()).finish_reason == "abort"
+    assert len(cancelled.token_ids) < 1000
+    await order(worker, "free")
+    await require_undisturbed(other, b)
 
 
-def test_without_its_queue_a_worker_ends():
-    async def scenario():
-        async with open_gateway() as gateway:
-            worker = await gateway.start_worker(lease_s=1.0)
-            while not (await gateway.queue.stats()).workers:
-                await asyncio.sleep(0.01)
-            gateway.queue.is_gone = True
-            _, told = await worker.communicate()
-            assert worker.returncode == 1
-            assert b"is gone" in told
-
-    asyncio.run(scenario())
+async def test_without_its_queue_a_worker_ends(gateway):
+    worker = await gateway.start_worker()
+    await become(gateway.queue.has_worker, "it registers")
+    gateway.queue.is_gone = True
+    _, told = await worker.communicate()
+    assert worker.returncode == 1
+    assert b"is gone" in told
 
 
-def test_a_worker_that_waits_for_a_queue_leaves_on_sigterm():
-    async def scenario():
-        pipe = asyncio.subprocess.PIPE
-        worker = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), "nowhere", stdout=pipe)
-        await worker.stdout.readline()
-        worker.terminate()
-        assert await worker.wait() == 0
-
-    asyncio.run(scenario())
+async def test_a_worker_that_waits_for_a_queue_leaves_on_sigterm():
+    pipe = asyncio.subprocess.PIPE
+    worker = await asyncio.create_subprocess_exec(sys.executable, str(SCRIPT), "nowhere", stdout=pipe)
+    await worker.stdout.readline()
+    worker.terminate()
+    assert await worker.wait() == 0
 
 
-def test_a_request_that_kills_every_worker_fails_and_leaves_the_next_alone():
-    async def scenario():
-        async with open_gateway() as gateway:
-            [poisoned] = await gateway.submit(make_request("poison"))
-            for _ in range(MAX_ATTEMPTS):
-                worker = await gateway.start_worker("raise")
-                await worker.communicate()
-            assert (await poisoned.to_end()).finish_reason == "error"
-            request = make_request("next")
-            [stream] = await gateway.submit(request)
-            await gateway.start_worker("free")
-            await require_undisturbed(stream, request)
-
-    asyncio.run(scenario())
+async def test_a_request_that_kills_every_worker_fails_and_leaves_the_next_alone(gateway):
+    [poisoned] = await gateway.submit(make_request("poison"))
+    for _ in range(MAX_ATTEMPTS):
+        worker = await gateway.start_worker("raise")
+        await worker.communicate()
+    assert (await poisoned.to_end()).finish_reason == "error"
+    request = make_request("next")
+    [stream] = await gateway.submit(request)
+    await gateway.start_worker("free")
+    await require_undisturbed(stream, request)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fleet.waiting import PATIENCE_S
 from training.data import encoding
 from training.data.encoding import num_processes, open_encoder
 from training.data.pieces import Piece, read_pieces
@@ -139,4 +140,4 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         workers = [psutil.Process(int(pid)) for pid in main.stdout.readline().split()]
         main.send_signal(signal.SIGKILL)
     assert len(workers) >= 2
-    assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert not psutil.wait_procs(workers, timeout=PATIENCE_S)[1]

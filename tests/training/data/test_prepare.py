@@ -202,7 +202,7 @@ def test_a_disk_that_is_full_half_way_is_told_and_left_clean(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_what_a_killed_run_leaves_is_not_taken_for_data_and_removed_in_the_end(tmp_path: Path) -> None:
+def test_what_a_killed_run_leaves_is_no_data_and_is_removed_in_the_end(tmp_path: Path) -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen(_program(tmp_path, STOP_HALF_WAY), stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as run:
         assert run.stdout

@@ -9,21 +9,14 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from tests.checkpoints import save_untrained
 from tests.training.exchange.vocabularies import TEXT, make_vocabulary
 from tests.training.foreign import MAKES
-from training.checkpoint import save_checkpoint
-from training.config import BudgetConfig, TrainConfig
 from training.errors import CheckpointError, ConfigError
 from training.exchange.gguf_file import write_gguf
-from training.models.gpt import GPT
 from training.tokenizers.base import Tokenizer
 from training.tokenizers.bpe import BpeTokenizer
 from training.tokenizers.char import CharTokenizer
-
-
-def save(folder: Path, model: GPT, tokenizer: Tokenizer) -> Path:
-    save_checkpoint(folder, model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
-    return folder
 
 
 def read(file: Path) -> tuple[gguf.GGUFReader, dict[str, gguf.ReaderTensor]]:
@@ -37,7 +30,7 @@ def read(file: Path) -> tuple[gguf.GGUFReader, dict[str, gguf.ReaderTensor]]:
 )
 def test_every_weight_is_read_back(make_gpt, tokenizer, tmp_path, kind, stored, tolerance, tied):
     model = make_gpt(n_head=4, n_kv_head=2, head_dim=16, tie_embeddings=tied)
-    write_gguf(save(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", kind)
+    write_gguf(save_untrained(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", kind)
     _, tensors = read(tmp_path / "model.gguf")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 2)
     parameters = dict(model.named_parameters())
@@ -51,7 +44,7 @@ def test_every_weight_is_read_back(make_gpt, tokenizer, tmp_path, kind, stored, 
 
 def test_the_shape_stands_in_the_header(make_gpt, tokenizer, tmp_path):
     model = make_gpt(n_head=4, n_kv_head=2, head_dim=16)
-    write_gguf(save(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", "bf16")
+    write_gguf(save_untrained(tmp_path / "model", model, tokenizer), tmp_path / "model.gguf", "bf16")
     reader, _ = read(tmp_path / "model.gguf")
     told = {
         name: reader.get_field(f"qwen3.{name}").contents()
@@ -64,7 +57,7 @@ def test_the_shape_stands_in_the_header(make_gpt, tokenizer, tmp_path):
 
 def read_vocabulary(make_gpt, folder: Path, tokenizer: Tokenizer) -> dict:
     model = make_gpt(vocab_size=tokenizer.vocab_size)
-    write_gguf(save(folder / "model", model, tokenizer), folder / "model.gguf", "f32")
+    write_gguf(save_untrained(folder / "model", model, tokenizer), folder / "model.gguf", "f32")
     reader, _ = read(folder / "model.gguf")
     prefix = "tokenizer.ggml."
     return {
@@ -129,20 +122,20 @@ def merge(text: str, tokens: list[str], merges: list[str]) -> list[int]:
     ],
 )
 def test_another_layout_is_refused(make_model_of, tokenizer, tmp_path, family, shape, named):
-    folder = save(tmp_path / "model", make_model_of(family, **shape), tokenizer)
+    folder = save_untrained(tmp_path / "model", make_model_of(family, **shape), tokenizer)
     with pytest.raises(CheckpointError, match=named):
         write_gguf(folder, tmp_path / "model.gguf", "f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_widths_that_make_no_blocks_are_refused(make_gpt, tokenizer, tmp_path):
-    folder = save(tmp_path / "model", make_gpt(n_embd=48, head_dim=16), tokenizer)
+    folder = save_untrained(tmp_path / "model", make_gpt(n_embd=48, head_dim=16), tokenizer)
     with pytest.raises(ConfigError, match="choose bf16"):
         write_gguf(folder, tmp_path / "model.gguf", "q8_0")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_place_that_cannot_be_written_is_refused(make_gpt, tokenizer, tmp_path):
-    folder = save(tmp_path / "model", make_gpt(), tokenizer)
+    folder = save_untrained(tmp_path / "model", make_gpt(), tokenizer)
     with pytest.raises(CheckpointError, match="cannot write"):
         write_gguf(folder, tmp_path / "nowhere" / "model.gguf", "f32")

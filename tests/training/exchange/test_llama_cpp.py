@@ -12,14 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.checkpoints import save_untrained
 from tests.training.exchange.vocabularies import TEXT, make_vocabulary
 from tests.training.foreign import MAKES
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import BudgetConfig, TrainConfig
+from training.checkpoint import load_checkpoint
 from training.exchange.gguf_file import write_gguf
 from training.models.gpt import GPT
 from training.sample import sample
-from training.tokenizers.base import Tokenizer
 from training.tokenizers.char import CharTokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make check-llama")
@@ -42,17 +41,12 @@ def load(checkpoint: Path, file: Path, **options: object) -> Iterator[Any]:
         llama.close()
 
 
-def save(folder: Path, model: GPT, tokenizer: Tokenizer) -> Path:
-    save_checkpoint(folder, model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["char", "bpe", *MAKES])
 def test_the_ids_are_the_same(make_gpt: Callable[..., GPT], tmp_path: Path, kind: str) -> None:
     tokenizer = make_vocabulary(kind)
     model = make_gpt(vocab_size=tokenizer.vocab_size)
     letters = st.sampled_from(TEXT) if kind == "char" else st.sampled_from(COMMON) | st.characters(codec="utf-8")
-    with load(save(tmp_path / "c", model, tokenizer), tmp_path / "m.gguf", vocab_only=True) as llama:
+    with load(save_untrained(tmp_path / "c", model, tokenizer), tmp_path / "m.gguf", vocab_only=True) as llama:
 
         @given(text=st.text(letters, min_size=1))
         @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
@@ -69,13 +63,13 @@ def test_the_greedy_text_is_the_same(
     make_gpt: Callable[..., GPT], tmp_path: Path, kind: str, shape: dict[str, object]
 ) -> None:
     tokenizer = make_vocabulary(kind)
-    folder = save(tmp_path / "c", make_gpt(vocab_size=tokenizer.vocab_size, **shape), tokenizer)
+    folder = save_untrained(tmp_path / "c", make_gpt(vocab_size=tokenizer.vocab_size, **shape), tokenizer)
     require_same_text(folder, tmp_path / "m.gguf", tokenizer.encode("to be"), 40)
 
 
 def test_a_vocabulary_of_ascii_alone_is_read(make_gpt: Callable[..., GPT], tmp_path: Path) -> None:
     tokenizer = CharTokenizer("abc ")
-    folder = save(tmp_path / "c", make_gpt(vocab_size=tokenizer.vocab_size), tokenizer)
+    folder = save_untrained(tmp_path / "c", make_gpt(vocab_size=tokenizer.vocab_size), tokenizer)
     require_same_text(folder, tmp_path / "m.gguf", tokenizer.encode("a cab"), 20)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, save_checkpoint
+from tests.checkpoints import save_untrained
+from training.checkpoint import load_checkpoint
 from training.config import BudgetConfig, TrainConfig
 from training.models.base import CarriedState
 from training.models.families import AnyModel, make_model
@@ -154,8 +155,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(
     slot_family: str, make_model_of: MakeModel, tokenizer: CharTokenizer, tmp_path: Path, tie: bool
 ) -> None:
     model = make_model_of(slot_family, tie_embeddings=tie)
-    save_checkpoint(tmp_path / "c", model, tokenizer, TrainConfig(budget=BudgetConfig(steps=1), model=model.config))
-    loaded = load_checkpoint(tmp_path / "c").model
+    loaded = load_checkpoint(save_untrained(tmp_path / "c", model, tokenizer)).model
     assert loaded.config == model.config
     assert loaded.state_spec == model.state_spec
     assert (loaded.lm_head.weight is loaded.embed_tokens.weight) is tie

@@ -91,7 +91,7 @@ def test_the_largest_vocabulary_fills_16_bits() -> None:
     assert tokenizer.encode("\x7f\x7f") == [256 + 0x7F * 256 + 0x7F]
 
 
-def test_a_text_too_short_for_the_vocabulary_is_refused_with_the_size_that_it_reaches() -> None:
+def test_a_text_too_short_is_refused_with_the_vocabulary_that_it_reaches() -> None:
     with pytest.raises(TokenizerError, match=r"use --set data\.vocab_size=262 or a longer text"):
         BpeTokenizer.train(["hello hello"], 1024)
     assert BpeTokenizer.train(["hello hello"], 262).vocab_size == 262

@@ -62,7 +62,7 @@ def test_end_of_text_is_the_last_id_and_has_no_bytes(tokenizer: Tokenizer) -> No
     assert tokenizer.decode([tokenizer.end_of_text_id]) == ""
 
 
-def test_a_lone_surrogate_is_the_replacement_character_and_a_pair_is_one_character(tokenizer: Tokenizer) -> None:
+def test_a_lone_surrogate_is_replaced_and_a_pair_is_one_character(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("a\ud800b\udc00") == tokenizer.encode("a\ufffdb\ufffd")
     assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("\U0001f600")
 

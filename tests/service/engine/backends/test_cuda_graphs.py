@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -20,6 +20,7 @@ from service.engine.backends.torch_sampler import sample
 from service.engine.scheduler import ScheduledChunk
 from service.engine.sequence import Sequence
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
@@ -66,7 +67,7 @@ def test_buckets_are_powers_of_two_up_to_the_most(most: int, sizes: list[int]) -
     assert bucket_sizes(most) == sizes
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=30)
 @given(seed=st.integers(0, 2**32))
 def test_padded_buckets_equal_the_plain_runner_and_write_where_it_does(
     gpt: GPT, make_graph_runner: MakeGraphRunner, make_sequence: MakeSequence, seed: int

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +27,7 @@ from service.engine.scheduler import ScheduledChunk
 from service.engine.sequence import Sequence
 from service.errors import SettingError
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
 from training.checkpoint import load_checkpoint
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
@@ -49,7 +50,7 @@ NATS = {"fp32": 1e-5, "bf16": 0.001, "int8": 0.001}
 
 needs_kernels = pytest.mark.skipif(best_level() is None, reason="no native kernels: installed without a C++ compiler")
 every_arithmetic = pytest.mark.parametrize("compute_dtype", ERRORS)
-with_fixtures = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+with_fixtures = settings(WITH_FIXTURES, max_examples=15)
 some_prompts = st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=64), min_size=1, max_size=6)
 
 
@@ -185,7 +186,6 @@ def windows(text: Path, every: int) -> Iterator[tuple[GPT, CharTokenizer, list[i
 
 
 @needs_kernels
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.chaos)])
 def test_loss_over_the_validation_split(tinyshakespeare: Path, make_claim: MakeClaim, every: int) -> None:
     losses: dict[str, list[float]] = {compute_dtype: [] for compute_dtype in NATS}

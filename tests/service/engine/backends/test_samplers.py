@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.backends.native_sampler import NativeSampler
@@ -13,6 +13,7 @@ from service.engine.backends.torch_sampler import sample, uniform
 from service.engine.kernels.library import best_level
 from service.engine.sequence import Sequence
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
 from training.tokenizers.char import CharTokenizer
 
 MakeSequence = Callable[..., Sequence]
@@ -63,7 +64,7 @@ def support(logits: list[float], temperature: float, top_k: int | None, top_p: f
     return {i for i in kept if weights[i] >= min_p * max(weights)}
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=150)
 @given(
     # Integers keep the borders apart: no verdict hangs on the last bit.
     logits=st.lists(st.integers(-6, 6), min_size=2, max_size=12),
@@ -101,7 +102,7 @@ def test_shares_are_those_of_the_softmax(draw: Draw, make_sequence: MakeSequence
         assert shares[token_id] / count == pytest.approx(probability, abs=error)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=60)
 @given(seed=st.integers(0, 2**63 - 1), data=st.data())
 def test_a_rows_token_depends_on_nothing_but_itself(
     draw: Draw, make_sequence: MakeSequence, seed: int, data: st.DataObject
@@ -152,7 +153,7 @@ def test_banned_ids_are_never_drawn_and_broken_rows_give_none(draw: Draw, make_s
         assert draw(logits.clone(), sequences, banned=[0]) == [1, None, None]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=60)
 @given(seed=st.integers(0, 2**63 - 1))
 def test_both_samplers_draw_the_same(make_sequence: MakeSequence, seed: int) -> None:
     if best_level() is None:

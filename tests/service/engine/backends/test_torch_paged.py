@@ -2,7 +2,7 @@ from collections.abc import Callable
 from random import Random
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.backends.paged_kv import PagedKV
@@ -11,13 +11,14 @@ from service.engine.page_pool import PagePool
 from service.engine.scheduler import ScheduledChunk
 from service.engine.sequence import Sequence
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
 from training.models.gpt import GPT
 from training.tokenizers.char import CharTokenizer
 
 PAGE_SIZE = 4
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=40)
 @given(
     prompts=st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), min_size=1, max_size=4),
     seed=st.integers(0, 2**32),

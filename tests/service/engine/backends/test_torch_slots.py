@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from service.engine.scheduler import ScheduledChunk
 from service.engine.sequence import Sequence
 from service.errors import SettingError
 from service.protocol import Claim
+from tests.conftest import WITH_FIXTURES
+from tests.service.engine.stepping import finish, run
 from tests.service.engine.test_engine import oracle
 from training.models.base import UNBOUNDED_CONTEXT
 from training.models.families import AnyModel
@@ -30,7 +32,6 @@ SMALL = EngineSettings(device="cpu", max_num_seqs=3, max_step_tokens=16)
 
 MakeModel = Callable[..., AnyModel]
 MakeClaim = Callable[..., Claim]
-Finish = Callable[..., dict[str, list[int]]]
 
 
 @pytest.fixture
@@ -100,9 +101,9 @@ class Bench:
 some_prompts = st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=40), min_size=1, max_size=NUM_SLOTS)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(WITH_FIXTURES, max_examples=40)
 @given(prompts=some_prompts, seed=st.integers(0, 2**32))
-def test_logits_of_any_chunks_beside_strangers_are_the_bits_of_the_sequence_alone(
+def test_any_chunks_beside_strangers_are_the_bits_of_the_sequence_alone(
     slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, prompts: list[list[int]], seed: int
 ) -> None:
     """full sequence ≡ prefill + decode ≡ chunked prefill ≡ batched with strangers, for every family.
@@ -113,32 +114,24 @@ def test_logits_of_any_chunks_beside_strangers_are_the_bits_of_the_sequence_alon
 
 
 def test_who_finds_no_slot_waits_and_has_the_same_tokens(
-    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, finish: Finish, small: EngineSettings
+    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, small: EngineSettings
 ) -> None:
     claims = [make_claim(str(index), [index + 1] * 9, temperature=0.9, max_tokens=20) for index in range(5)]
     roomy, tight = make_engine(slot_model, tokenizer, small), make_engine(slot_model, tokenizer, small, num_pages=2)
-    for claim in claims:
-        roomy.add(claim)
-        tight.add(claim)
-    tokens: dict[str, list[int]] = {}
-    usages, num_preempted = [], 0
-    while tight.has_work:
-        for output in tight.step():
-            tokens.setdefault(output.id, []).extend(output.token_ids)
-        usages.append(tight.last_step.kv_cache_usage)
-        num_preempted += tight.last_step.num_preempted
-    assert tokens == finish(roomy)
-    assert (max(usages), usages[-1], num_preempted) == (1.0, 0.0, 0)
+    steps = []
+    made = run(tight, *claims, after_step=lambda: steps.append(tight.last_step))
+    assert {id_: each.token_ids for id_, each in made.items()} == finish(roomy, *claims)
+    usages = [step.kv_cache_usage for step in steps]
+    assert (max(usages), usages[-1], sum(step.num_preempted for step in steps)) == (1.0, 0.0, 0)
 
 
 def test_a_text_goes_on_past_the_window_that_was_trained_on(
-    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, finish: Finish, small: EngineSettings
+    slot_model: AnyModel, tokenizer: CharTokenizer, make_claim: MakeClaim, small: EngineSettings
 ) -> None:
     prompt = [3, 1, 4, 1, 5, 9, 2, 6] * 12
     assert len(prompt) > slot_model.config.context_length
     engine = make_engine(slot_model, tokenizer, small)
-    engine.add(make_claim("a", prompt))
-    assert finish(engine)["a"] == oracle(slot_model, tokenizer, prompt, 12)
+    assert finish(engine, make_claim("a", prompt))["a"] == oracle(slot_model, tokenizer, prompt, 12)
 
 
 def test_a_prompt_is_scored_the_same_in_any_chunks(
@@ -150,11 +143,8 @@ def test_a_prompt_is_scored_the_same_in_any_chunks(
     expected = logprobs.gather(1, torch.tensor(prompt[1:]).unsqueeze(1)).squeeze(1)
     for max_step_tokens in (3, 16):
         engine = make_engine(slot_model, tokenizer, small.replace(max_step_tokens=max_step_tokens))
-        engine.add(make_claim("a", prompt, max_tokens=0, logprobs=0, prompt_logprobs=True))
-        outputs = []
-        while engine.has_work:
-            outputs += engine.step()
-        [output] = outputs
+        made = run(engine, make_claim("a", prompt, max_tokens=0, logprobs=0, prompt_logprobs=True))
+        [output] = made["a"].outputs
         told = torch.tensor([entry.logprob for entry in output.prompt_logprobs])
         torch.testing.assert_close(told, expected, rtol=0, atol=1e-5)
 

@@ -65,7 +65,7 @@ ADDED = st.lists(st.tuples(st.sampled_from("abc"), COSTS), max_size=5)
 
 
 @given(st.lists(ADDED, max_size=20), st.lists(ADDED, min_size=10, max_size=10))
-def test_one_who_owes_nothing_lets_each_other_tenant_go_once_whatever_they_keep_sending(before, meanwhile):
+def test_one_who_owes_nothing_lets_each_other_tenant_go_only_once(before, meanwhile):
     line: FairLine[Sent] = FairLine("normal")
     arrivals = itertools.count()
 
@@ -95,7 +95,7 @@ def test_one_who_owes_nothing_lets_each_other_tenant_go_once_whatever_they_keep_
         max_size=40,
     )
 )
-def test_no_request_of_a_tenant_alone_waits_for_any_that_came_later_than_its_patience(arrivals):
+def test_a_lone_tenants_request_waits_for_none_later_than_its_patience(arrivals):
     lines = {priority: FairLine[Sent](priority) for priority in PATIENCE_S}
     priority_of = {}
     for arrival, (priority, submitted, _) in enumerate(sorted(arrivals, key=lambda sent: sent[1])):

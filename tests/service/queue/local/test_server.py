@@ -12,7 +12,7 @@ import pytest
 
 from service.config import QueueSettings
 from service.errors import SettingError, Unavailable
-from service.protocol import Emission, Request, SamplingParams
+from service.protocol import Emission
 from service.queue.local.gateway import LocalQueue
 from service.queue.local.server import serve_workers
 from service.queue.local.wire import (
@@ -26,8 +26,10 @@ from service.queue.local.wire import (
     socket_path,
 )
 from service.queue.local.worker import SocketWorkerQueue
+from tests.claims import make_request
+from tests.fleet.waiting import PATIENCE_S
 
-REQUEST = Request(id="a", model="tiny", revision="r1", token_ids=(1, 2), params=SamplingParams(max_tokens=4, seed=1))
+REQUEST = make_request("a")
 REGISTER = RegisterCall(models={"tiny": "r1"})
 
 
@@ -70,60 +72,51 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_closes_its_connection_and_the_request_goes_on_elsewhere(garbage):
-    async def scenario():
-        async with served_queue() as (queue, path):
-            await queue.submit([REQUEST])
-            reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(framed(REGISTER, ClaimCall(max_requests=1, wait_s=0.0)))
-            assert await reply_to(reader) == "worker-1"
-            assert len(await reply_to(reader)) == 1
-            writer.write(garbage)
-            with contextlib.suppress(ConnectionError):
-                assert await reader.read() == b""
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-            heir = SocketWorkerQueue(path, 10.0)
-            await asyncio.to_thread(heir.register, {"tiny": "r1"})
-            [claim] = await asyncio.to_thread(heir.claim, 9, 10.0)
-            assert (claim.request, claim.token_ids) == (REQUEST, ())
-            heir.close()
-
-    asyncio.run(scenario())
-
-
-def test_a_frame_may_come_byte_by_byte():
-    async def scenario():
-        async with served_queue() as (_, path):
-            reader, writer = await asyncio.open_unix_connection(path)
-            for byte in framed(REGISTER):
-                writer.write(bytes([byte]))
-                await writer.drain()
-            assert await reply_to(reader) == "worker-1"
-            writer.write(framed(RenewCall()))
-            assert await reply_to(reader) is True
-            writer.close()
+async def test_garbage_closes_its_connection_and_the_request_goes_on_elsewhere(garbage):
+    async with served_queue() as (queue, path):
+        await queue.submit([REQUEST])
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(framed(REGISTER, ClaimCall(max_requests=1, wait_s=0.0)))
+        assert await reply_to(reader) == "worker-1"
+        assert len(await reply_to(reader)) == 1
+        writer.write(garbage)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+        heir = SocketWorkerQueue(path, PATIENCE_S)
+        await asyncio.to_thread(heir.register, {"tiny": "r1"})
+        [claim] = await asyncio.to_thread(heir.claim, 9, PATIENCE_S)
+        assert (claim.request, claim.token_ids) == (REQUEST, ())
+        heir.close()
 
-    asyncio.run(scenario())
+
+async def test_a_frame_may_come_byte_by_byte():
+    async with served_queue() as (_, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        for byte in framed(REGISTER):
+            writer.write(bytes([byte]))
+            await writer.drain()
+        assert await reply_to(reader) == "worker-1"
+        writer.write(framed(RenewCall()))
+        assert await reply_to(reader) is True
+        writer.close()
+        await writer.wait_closed()
 
 
-def test_a_worker_that_goes_while_it_waits_is_gone_at_once():
-    async def scenario():
-        async with served_queue() as (queue, path):
-            reader, writer = await asyncio.open_unix_connection(path)
-            writer.write(framed(REGISTER))
-            await reply_to(reader)
-            writer.write(framed(ClaimCall(max_requests=1, wait_s=1e6)))
-            writer.close()
-            await writer.wait_closed()
-            while (await queue.stats()).workers:
-                await asyncio.sleep(0)
-            await queue.submit([REQUEST])
-            assert (await queue.stats()).waiting == 1
-
-    asyncio.run(scenario())
+async def test_a_worker_that_goes_while_it_waits_is_gone_at_once():
+    async with served_queue() as (queue, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(framed(REGISTER))
+        await reply_to(reader)
+        writer.write(framed(ClaimCall(max_requests=1, wait_s=1e6)))
+        writer.close()
+        await writer.wait_closed()
+        while (await queue.stats()).workers:
+            await asyncio.sleep(0)
+        await queue.submit([REQUEST])
+        assert (await queue.stats()).waiting == 1
 
 
 @pytest.fixture
@@ -145,7 +138,7 @@ def test_a_queue_that_answers_nonsense_is_gone(listener, tmp_path, answer):
 
     thread = threading.Thread(target=answer_once)
     thread.start()
-    queue = SocketWorkerQueue(tmp_path / "queue", 10.0)
+    queue = SocketWorkerQueue(tmp_path / "queue", PATIENCE_S)
     with pytest.raises(Unavailable):
         queue.renew()
     with pytest.raises(Unavailable):

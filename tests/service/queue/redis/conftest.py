@@ -1,29 +1,48 @@
 """A real server, clean before each test and whole after it; a way there that can be made a bad one; and workers."""
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-import uvloop
 
-from service.protocol import Emission
+from service.config import QueueSettings
 from service.queue.process_identity import ProcessIdentity
+from service.queue.redis.connection import TICK_S
+from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.worker import RedisWorkerQueue
 from tests.fleet.proxy import HOST, Proxy
+from tests.fleet.redis_server import find_programs
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.new_event_loop,
-    "uvloop": uvloop.new_event_loop,
-}
+in_each_loop = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
+)
+"""Runs a test in each kind of loop that gateways run in."""
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Fail where it takes longer, as the loop counts: in turns of a tick. A machine that lags has fewer of them."""
+    passed_s = 0.0
+
+    async def count() -> None:
+        nonlocal passed_s
+        while True:
+            await asyncio.sleep(TICK_S)
+            passed_s += TICK_S
+
+    counting = asyncio.create_task(count())
+    yield
+    counting.cancel()
+    assert passed_s < seconds
 
 
 @pytest.fixture
 def server(redis_servers):
     """A server that tests may stop, starve and flush; it has the default settings again after each."""
-    server = redis_servers("redis")
+    server = redis_servers(next(iter(find_programs())))
     with server.client() as client:
         client.flushall()
         client.function_flush()
@@ -54,20 +73,14 @@ def far_url(proxy) -> str:
 
 
 @pytest.fixture
-def run_async() -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """A function that runs a coroutine to its end, in a loop of its own."""
-    return asyncio.run
+def submit(server, make_request):
+    """A function that submits requests of these ids at once, as a gateway does, for tests that are no coroutines."""
 
+    async def do(ids):
+        async with RedisQueue(server.url, QueueSettings()) as queue:
+            await queue.submit([make_request(request_id) for request_id in ids])
 
-@pytest.fixture(params=LOOPS)
-def run_in_loop(request) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """The same, in each kind of loop that gateways run in."""
-
-    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-            return runner.run(coroutine)
-
-    return run
+    return lambda *ids: asyncio.run(do(ids))
 
 
 @pytest.fixture
@@ -94,16 +107,5 @@ def make_worker(connect):
         worker = connect(url, lease_s, **fields)
         worker.register({"tiny": "r1"})
         return worker
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_emission():
-    """A function that makes what one step adds to a claim: tokens behind those it came with, unless `base` is given."""
-
-    def make(claim, *token_ids: int, base: int | None = None, **fields: Any) -> Emission:
-        at = len(claim.token_ids) if base is None else base
-        return Emission(id=claim.request.id, epoch=claim.epoch, base=at, token_ids=token_ids, **fields)
 
     return make

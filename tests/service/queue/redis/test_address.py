@@ -138,7 +138,7 @@ def test_user_and_password_let_in_and_a_wrong_one_is_told(client, server):
         client.execute_command("ACL", "DELUSER", "app")
 
 
-def test_files_that_cannot_be_read_are_refused_by_the_names_of_their_parameters(tmp_path):
+def test_files_that_cannot_be_read_are_refused_by_their_parameters_names(tmp_path):
     for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         with pytest.raises(SettingError, match=f"rediss://host: the file that {name} names cannot be read") as refusal:
             Address(f"rediss://host?{name}={tmp_path}/none.pem")

@@ -5,24 +5,10 @@ import itertools
 import msgspec
 import pytest
 
-from service.config import QueueSettings
 from service.protocol import Request
-from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import call, line_of
 
 LEASE_S = 60.0
-
-
-@pytest.fixture
-def submit(server, make_request, run_async):
-    """A function that submits requests of these ids."""
-
-    async def do(ids):
-        async with RedisQueue(server.url, QueueSettings()) as queue:
-            for request_id in ids.split():
-                await queue.submit([make_request(request_id)])
-
-    return lambda ids: run_async(do(ids))
 
 
 @pytest.fixture
@@ -58,7 +44,7 @@ def let_die(client, register, claim):
 
 def test_more_waits_than_was_asked_for(submit, register, claim):
     register("w")
-    submit("a b c")
+    submit("a", "b", "c")
     assert claim("w", 2) == (["a", "b"], True)
     assert claim("w", 2) == (["c"], False)
     assert claim("w", 2) == ([], False)
@@ -68,7 +54,7 @@ def test_more_waits_that_is_left_to_others(submit, register, claim):
     for worker in ("w", "other"):
         register(worker)
         assert claim(worker, 8, is_shared=True) == ([], False)
-    submit("a b c d")
+    submit("a", "b", "c", "d")
     assert claim("w", 8, is_shared=True) == (["a", "b"], True)
     assert claim("w", 6, is_shared=True) == ([], True)
     assert claim("w", 6) == (["c", "d"], False)
@@ -76,14 +62,14 @@ def test_more_waits_that_is_left_to_others(submit, register, claim):
 
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_suspects_beyond_the_quota_do_not_count(submit, register, let_die, claim, is_shared):
-    submit("a b c")
+    submit("a", "b", "c")
     let_die(1)
     register("w")
     assert claim("w", 4, is_shared=is_shared) == (["a"], False)
     assert claim("w", 3, is_shared=is_shared) == ([], False)
 
 
-def test_a_last_chance_counts_neither_for_who_must_be_empty_first_nor_for_others(submit, register, let_die, claim):
+def test_a_last_chance_counts_for_nobody_who_is_not_reserved_and_empty(submit, register, let_die, claim):
     for worker in ("reserved", "other"):
         register(worker)
     submit("a")

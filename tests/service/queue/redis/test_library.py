@@ -54,13 +54,10 @@ def test_it_is_loaded_where_it_is_missing_and_again_after_a_flush(any_client):
         any_client.function_flush()
 
 
-def test_many_may_load_it_at_once(any_client):
-    async def main():
-        port = any_client.connection_pool.connection_kwargs["port"]
-        async with Redis(port=port, protocol=2) as client:
-            return await asyncio.gather(*(call_async(client, "dead") for _ in range(20)))
-
-    assert asyncio.run(main()) == [[]] * 20
+async def test_many_may_load_it_at_once(any_client):
+    port = any_client.connection_pool.connection_kwargs["port"]
+    async with Redis(port=port, protocol=2) as client:
+        assert await asyncio.gather(*(call_async(client, "dead") for _ in range(20))) == [[]] * 20
 
 
 def test_two_releases_share_a_server(any_client, other_release):

@@ -165,7 +165,7 @@ def test_hints_without_gaps_need_no_log_but_the_first_time():
     assert reading.token_ids == log
 
 
-def test_hints_that_nobody_takes_are_bounded_and_the_log_has_what_was_dropped():
+def test_hints_that_nobody_takes_are_bounded_and_the_log_has_the_rest():
     log = tuple(range(3 * MAX_HINTS))
     reading = Reading()
     reading.look(())

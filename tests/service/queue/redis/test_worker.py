@@ -1,16 +1,14 @@
 """The worker's face over a bad network: what is asked again is done once; a lease ends before others take it."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.config import QueueSettings
 from service.errors import LeaseLost
 from service.protocol import EmitStatus, End, TokenLogprobs
-from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.library import PREFIX
 from service.queue.redis.worker import GIVE_UP_AT, PATIENT_BEATS
+from tests.claims import emission, ids_of
 from tests.fleet.redis_server import RedisServer, free_port
 from tests.fleet.waiting import PATIENCE_S, wait_until
 
@@ -20,31 +18,7 @@ STOP = End(finish_reason="stop")
 OK, FENCED = EmitStatus.OK, EmitStatus.FENCED
 
 
-@pytest.fixture
-def beside():
-    """Makes a call on another thread, and returns what is to come of it."""
-    with ThreadPoolExecutor(4) as threads:
-        yield threads.submit
-
-
-@pytest.fixture
-def submit(server, make_request, run_async):
-    """A function that submits requests of these ids, as a gateway does."""
-
-    async def do(ids):
-        async with RedisQueue(server.url, QueueSettings()) as queue:
-            await queue.submit([make_request(id_) for id_ in ids])
-
-    return lambda *ids: run_async(do(ids))
-
-
-def ids_of(claims):
-    return [claim.request.id for claim in claims]
-
-
-def test_a_claim_whose_answer_was_lost_is_answered_again(
-    proxy, far_url, client, make_worker, make_emission, submit, beside
-):
+def test_a_claim_whose_answer_was_lost_is_answered_again(proxy, far_url, client, make_worker, submit, beside):
     worker = make_worker(far_url, LEASE_S)
     assert worker.claim(1, 0.01) == []  # it hears of work from now on
     proxy.swallow(replies_only=True)
@@ -56,14 +30,12 @@ def test_a_claim_whose_answer_was_lost_is_answered_again(
     assert sorted(ids_of(claims)) == ["a", "b", "c"]
     assert [claim.epoch for claim in claims] == [1, 1, 1]
     assert proxy.num_swallowed > 0
-    assert worker.emit([make_emission(claim, 1, end=STOP) for claim in claims]) == [OK] * 3
+    assert worker.emit([emission(claim, 1, end=STOP) for claim in claims]) == [OK] * 3
     submit("d")
     assert ids_of(worker.claim(3, PATIENCE_S)) == ["d"]
 
 
-def test_an_emission_whose_answer_was_lost_is_not_appended_twice(
-    proxy, far_url, client, make_worker, make_emission, submit, beside
-):
+def test_an_emission_whose_answer_was_lost_is_not_appended_twice(proxy, far_url, client, make_worker, submit, beside):
     submit("a")
     worker = make_worker(far_url, LEASE_S)
     [claim] = worker.claim(1, 0)
@@ -78,10 +50,10 @@ def test_an_emission_whose_answer_was_lost_is_not_appended_twice(
         proxy.heal()
         assert emitting.result(PATIENCE_S) == [OK]
 
-    first = make_emission(claim, 7, 8, logprobs=scores, prompt_logprobs=scores)
+    first = emission(claim, 7, 8, logprobs=scores, prompt_logprobs=scores)
     lose_answer(first, lambda: client.exists(f"{PREFIX}:t:a"), "it was appended")
     assert (client.strlen(f"{PREFIX}:t:a"), client.llen(f"{PREFIX}:l:a")) == (8, 2)
-    last = make_emission(claim, 9, base=2, logprobs=scores[:1], end=STOP)
+    last = emission(claim, 9, base=2, logprobs=scores[:1], end=STOP)
     lose_answer(last, lambda: client.hexists(f"{PREFIX}:r:a", "end"), "it has ended")
     assert (client.strlen(f"{PREFIX}:t:a"), client.llen(f"{PREFIX}:l:a")) == (12, 3)
     counts = client.hmget(f"{PREFIX}:n", "running", "waiting", "fenced")
@@ -89,9 +61,7 @@ def test_an_emission_whose_answer_was_lost_is_not_appended_twice(
 
 
 @pytest.mark.parametrize("way", ["cut", "swallow"])
-def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(
-    way, proxy, far_url, make_worker, make_emission, submit
-):
+def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(way, proxy, far_url, make_worker, submit):
     submit("a")
     worker = make_worker(far_url, LEASE_S)
     [claim] = worker.claim(1, 0)
@@ -99,7 +69,7 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(
     assert worker.renew()
     getattr(proxy, way)()
     with pytest.raises(LeaseLost, match="another worker's"):
-        worker.emit([make_emission(claim, 1)])
+        worker.emit([emission(claim, 1)])
     assert time.monotonic() - renewed >= GIVE_UP_AT * LEASE_S
     assert worker.renew() is False
     proxy.heal()
@@ -107,15 +77,15 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(
     [again] = worker.claim(1, PATIENCE_S)
     assert again.request.id == "a"
     assert again.epoch > claim.epoch
-    assert worker.emit([make_emission(claim, 1), make_emission(again, 1)]) == [FENCED, OK]
+    assert worker.emit([emission(claim, 1), emission(again, 1)]) == [FENCED, OK]
 
 
-def test_a_short_outage_costs_no_lease(proxy, far_url, make_worker, make_emission, submit, beside):
+def test_a_short_outage_costs_no_lease(proxy, far_url, make_worker, submit, beside):
     submit("a")
     worker = make_worker(far_url, lease_s=20.0)
     [claim] = worker.claim(1, 0)
     proxy.cut()
-    emitting = beside(worker.emit, [make_emission(claim, 1)])
+    emitting = beside(worker.emit, [emission(claim, 1)])
     wait_until(lambda: proxy.num_broken >= 3, "it tries")
     proxy.heal()
     assert emitting.result(PATIENCE_S) == [OK]
@@ -131,7 +101,7 @@ def test_a_server_that_comes_later_is_waited_for(tmp_path, connect, beside):
         assert client.zcard(f"{PREFIX}:workers") == 1
 
 
-def test_a_new_process_of_the_same_name_takes_what_its_dead_predecessor_held(server, client, make_worker, submit):
+def test_a_new_process_takes_what_a_dead_one_of_its_name_held(server, client, make_worker, submit):
     submit("a")
     for place in ("one", "two"):
         worker = make_worker(server.url, name="pod-0", machine=place)
@@ -161,9 +131,7 @@ def test_a_claim_that_waits_comes_back_when_its_worker_retires(server, make_work
     assert worker.claim(1, 0) == []
 
 
-def test_a_claim_that_waits_for_a_server_that_is_away_comes_back_when_its_worker_releases(
-    proxy, far_url, make_worker, beside
-):
+def test_a_claim_on_an_absent_server_comes_back_when_its_worker_releases(proxy, far_url, make_worker, beside):
     worker = make_worker(far_url, LEASE_S)
     proxy.cut()
     claiming = beside(worker.claim, 1, 2 * PATIENCE_S)
@@ -172,12 +140,12 @@ def test_a_claim_that_waits_for_a_server_that_is_away_comes_back_when_its_worker
     assert claiming.result(PATIENCE_S) == []
 
 
-def test_a_flush_of_functions_is_not_noticed(server, client, make_worker, make_emission, submit, beside):
+def test_a_flush_of_functions_is_not_noticed(server, client, make_worker, submit, beside):
     submit("a")
     worker = make_worker(server.url)
     [claim] = worker.claim(1, 0)
     client.function_flush()
-    assert worker.emit([make_emission(claim, 1)]) == [OK]
+    assert worker.emit([emission(claim, 1)]) == [OK]
     client.function_flush()
     assert worker.renew()
     claiming = beside(worker.claim, 1, PATIENCE_S)
@@ -187,12 +155,12 @@ def test_a_flush_of_functions_is_not_noticed(server, client, make_worker, make_e
     assert ids_of(claiming.result(PATIENCE_S)) == ["b"]
 
 
-def test_after_a_flush_of_everything_a_worker_begins_anew(server, client, make_worker, make_emission, submit):
+def test_after_a_flush_of_everything_a_worker_begins_anew(server, client, make_worker, submit):
     submit("a")
     worker = make_worker(server.url)
     [claim] = worker.claim(1, 0)
     client.flushall()
-    assert worker.emit([make_emission(claim, 1)]) == [FENCED]
+    assert worker.emit([emission(claim, 1)]) == [FENCED]
     assert worker.renew() is False
     assert all(client.pttl(key) > 0 for key in client.scan_iter())
     worker.register({"tiny": "r1"})
@@ -234,39 +202,37 @@ def test_a_hint_that_was_lost_is_no_matter(server, client, make_worker, submit, 
     assert time.monotonic() - began < PATIENCE_S / 2
 
 
-def test_a_refusal_that_passes_is_waited_out(server, client, make_worker, make_emission, submit, beside):
+def test_a_refusal_that_passes_is_waited_out(server, client, make_worker, submit, beside):
     submit("a")
     worker = make_worker(server.url, lease_s=20.0)
     [claim] = worker.claim(1, 0)
     client.config_set("min-replicas-to-write", 1)
-    emitting = beside(worker.emit, [make_emission(claim, 1)])
+    emitting = beside(worker.emit, [emission(claim, 1)])
     wait_until(lambda: client.info("errorstats").get("errorstat_NOREPLICAS"), "it was refused")
     client.config_set("min-replicas-to-write", 0)
     assert emitting.result(PATIENCE_S) == [OK]
 
 
-def test_what_only_the_server_has_it_hold_is_given_up(server, client, make_worker, make_emission, submit):
+def test_what_only_the_server_has_it_hold_is_given_up(server, client, make_worker, submit):
     submit("a", "b")
     worker = make_worker(server.url)
     a, b = worker.claim(2, PATIENCE_S)
     before = {key: client.dump(key) for key in client.scan_iter()}
-    assert worker.emit([make_emission(a, 1, end=STOP)]) == [OK]
+    assert worker.emit([emission(a, 1, end=STOP)]) == [OK]
     for key, value in before.items():  # as after a crash that cost the last moment
         client.restore(key, 100_000, value, replace=True)
     for _ in range(PATIENT_BEATS):
         assert worker.renew()
-    assert worker.emit([make_emission(b, 1)]) == [OK]
+    assert worker.emit([emission(b, 1)]) == [OK]
     assert ids_of(worker.claim(2, PATIENCE_S)) == ["a"]
 
 
-def test_what_a_server_forgot_the_end_of_is_given_up_and_another_goes_on(
-    server, client, make_worker, make_emission, submit
-):
+def test_what_a_server_forgot_the_end_of_is_given_up_and_another_goes_on(server, client, make_worker, submit):
     submit("a", "b")
     worker = make_worker(server.url)
     a, _ = worker.claim(2, 0)
     kept = {key: (client.pttl(key), client.dump(key)) for key in client.scan_iter()}
-    assert worker.emit([make_emission(a, 1, end=STOP)]) == [OK]
+    assert worker.emit([emission(a, 1, end=STOP)]) == [OK]
     client.flushall()
     for key, (ttl_ms, value) in kept.items():
         client.restore(key, ttl_ms, value)
