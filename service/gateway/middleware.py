@@ -53,7 +53,7 @@ class RequestScope:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
-            _log.debug("request %s: the client went away", request_id)
+            _log.debug("the client went away", extra={"request_id": request_id})
         except Exception as mistake:
             _log_mistake(request_id, mistake)
             error = ServiceError("internal error; the server's log has it under this x-request-id")

@@ -27,7 +27,7 @@ class SerialExecutor:
     def __exit__(self, *_: object) -> None:
         self._calls.put(None)
 
-    def send(self, call: Callable[[], T]) -> "Future[T]":
+    def submit(self, call: Callable[[], T]) -> "Future[T]":
         """Have `call` made after those before it; return what is to come of it."""
         future: Future[T] = Future()
         self._calls.put(partial(_make, call, future))

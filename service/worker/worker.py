@@ -217,12 +217,12 @@ class Worker:
     def _leave(self) -> None:
         if self._is_registered:
             with contextlib.suppress(LeaseLost):  # what was to be handed back is others' already
-                self._emissions.send(self._hand_back).result()
+                self._emissions.submit(self._hand_back).result()
 
     def _ask(self, thread: SerialExecutor, call: Callable[[], T], then: Callable[[T], None]) -> Future[T]:
         """Call on `thread`; let the main thread do `then` with what came of it, or raise what it raised."""
         settle = partial(self._settle, then, self._registration)
-        future = thread.send(call)
+        future = thread.submit(call)
         future.add_done_callback(lambda done: self._inbox.put(partial(settle, done)))
         return future
 

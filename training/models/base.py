@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import msgspec
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from training.errors import ConfigError
 
@@ -72,8 +73,8 @@ class SlotState(Protocol):
         """Keep `name` of the rows as it is after this call's last token, `(B, *shape)`."""
 
 
-class CarriedState:
-    """A `SlotState` that stays from call to call, rows in place: for text that is read on and on.
+class CarriedState(SlotState):
+    """A state that stays from call to call, rows in place: for text that is read on and on.
 
     Args:
         spec: What is kept.
@@ -84,10 +85,11 @@ class CarriedState:
     def __init__(self, spec: SlotSpec, batch_size: int, device: torch.device) -> None:
         self.tensors = {name: torch.zeros(batch_size, *shape, device=device) for name, shape in spec.shapes.items()}
 
+    @override
     def read(self, name: str) -> Tensor:
-        """Return `name` of the rows, `(B, *shape)`."""
         return self.tensors[name]
 
+    @override
     def write(self, name: str, value: Tensor) -> None:
         """Keep `name` of the rows, without its gradient: that is what truncates backpropagation through time."""
         self.tensors[name] = value.detach().to(self.tensors[name].dtype)

@@ -16,7 +16,7 @@ def test_calls_are_made_in_order_on_another_thread_and_told():
         return number
 
     with executor:
-        futures = [executor.send(lambda number=number: call(number)) for number in range(20)]
+        futures = [executor.submit(lambda number=number: call(number)) for number in range(20)]
     assert [future.result(PATIENCE_S) for future in futures] == list(range(20))
     assert made == [(number, "emissions") for number in range(20)]
 
@@ -24,8 +24,8 @@ def test_calls_are_made_in_order_on_another_thread_and_told():
 def test_a_call_that_fails_fails_for_whoever_asked_and_the_next_is_made():
     executor = SerialExecutor("emissions")
     with executor:
-        failing = executor.send(lambda: [][0])
-        assert executor.send(lambda: "made").result(PATIENCE_S) == "made"
+        failing = executor.submit(lambda: [][0])
+        assert executor.submit(lambda: "made").result(PATIENCE_S) == "made"
     with pytest.raises(IndexError):
         failing.result(PATIENCE_S)
 
