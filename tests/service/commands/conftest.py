@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.fleet.fleet import Fleet
+from tests.fleet.waiting import PATIENCE_S
 
 Minigpt = Callable[..., subprocess.CompletedProcess]
 
@@ -19,7 +20,7 @@ def minigpt() -> Minigpt:
     def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "service", *arguments]
         environment = os.environ | (env or {})
-        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment)
 
     return run
 

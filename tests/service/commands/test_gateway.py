@@ -11,7 +11,7 @@ import pytest
 
 from tests.fleet.program import Program
 from tests.fleet.redis_server import free_port
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def run_gateway(folder, checkpoint, queue: str, *options: str) -> Iterator[tuple
     with Program("gateway", command, folder, {"MINIGPT_QUEUE": queue}) as gateway:
         wait_until(lambda: "http://" in gateway.words() or not gateway.is_running, "the gateway says where it is")
         [url] = re.findall(r"^minigpt gateway on (http://\S+)$", gateway.words(), re.MULTILINE)
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
             yield gateway, client
 
 

@@ -4,6 +4,8 @@ import json
 
 import httpx
 
+from tests.fleet.waiting import PATIENCE_S
+
 
 def test_status_counts_what_waits_runs_and_works(fleet, minigpt):
     queue = f"--queue={fleet.redis.url}"
@@ -26,7 +28,7 @@ def test_an_answer_is_cancelled_or_one_sequence_of_it(fleet, minigpt):
     [worker] = fleet.workers
     worker.pause()
     body = {"prompt": "a", "max_tokens": 2000, "n": 3, "background": True}
-    with httpx.Client(base_url=fleet.urls[0], timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=fleet.urls[0], timeout=PATIENCE_S, trust_env=False) as client:
         answer = client.post("/generate", json=body).json()["id"]
         cancelled = minigpt("queue", "cancel", f"{answer}-1", queue).stdout
         assert cancelled == f"cancelled {answer}-1\n"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fleet.program import Program
 from tests.fleet.redis_server import RedisServer, free_port
-from tests.fleet.waiting import wait_until
+from tests.fleet.waiting import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def start_worker(tmp_path, checkpoint):
 
 def metrics(port: int) -> str:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=30).text
+        return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=PATIENCE_S).text
     except httpx.TransportError:
         return ""
 
