@@ -131,8 +131,10 @@ class Engine(StepEngine):
 
     def _decoding_alone(self) -> Sequence | None:
         """Return the only sequence there is, if it decodes: then its next tokens may be guessed."""
-        [*sequences] = self._sequences.values()
-        return sequences[0] if len(sequences) == 1 and sequences[0].num_to_compute == 1 else None
+        if len(self._sequences) != 1:
+            return None
+        [sequence] = self._sequences.values()
+        return sequence if sequence.num_to_compute == 1 else None
 
     def _compute(self, chunks: list[ScheduledChunk]) -> list[StepOutput]:
         logits = self.backend.runner.run(chunks)
