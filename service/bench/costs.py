@@ -14,7 +14,7 @@ WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of one model in one arithmetic."""
+    """Counts of one model in one dtype."""
 
     layer_weights: int
     """In the matrices of all layers."""

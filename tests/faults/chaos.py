@@ -42,7 +42,7 @@ class Left(Exception):
 
 
 @dataclass
-class Tally:
+class Counts:
     """What was done, and what came of it."""
 
     faults: Counter[str] = field(default_factory=Counter)
@@ -58,13 +58,13 @@ class Disturber:
     Args:
         fleet: Members that die are started again by someone else.
         rng: Draws fault, victim and time.
-        tally: Counts those that really happened.
+        counts: Counts those that really happened.
     """
 
-    def __init__(self, fleet: Fleet, rng: random.Random, tally: Tally) -> None:
+    def __init__(self, fleet: Fleet, rng: random.Random, counts: Counts) -> None:
         self._fleet = fleet
         self._rng = rng
-        self._tally = tally
+        self._counts = counts
         self._bag: list[str] = []
 
     def disturb(self) -> None:
@@ -75,7 +75,7 @@ class Disturber:
         name = self._bag.pop()
         do, _ = self._faults()[name]
         if do():
-            self._tally.faults[name] += 1
+            self._counts.faults[name] += 1
 
     def disturb_until(self, over: threading.Event) -> None:
         """Do one after another."""
@@ -152,21 +152,21 @@ def read(fleet: Fleet, number: int, body: Body, leaves_after: int | None) -> tup
     return body, got
 
 
-def judge(oracle: Oracle, body: Body, got: Streamed, leaves: bool, tally: Tally) -> None:
+def judge(oracle: Oracle, body: Body, got: Streamed, leaves: bool, counts: Counts) -> None:
     """Hold a stream against the oracle; of one whose client leaves, what had come."""
-    tally.num_tokens += len(got.token_ids)
-    tally.num_breaks += got.num_breaks
+    counts.num_tokens += len(got.token_ids)
+    counts.num_breaks += got.num_breaks
     try:
         if leaves:
             oracle.check_beginning(body, got)
         else:
             oracle.check(body, got)
     except AssertionError as error:
-        tally.outcomes["lost or wrong"] += 1
-        tally.wrong.append(str(error))
+        counts.outcomes["lost or wrong"] += 1
+        counts.wrong.append(str(error))
     else:
         outcome = "left by its client, right so far" if leaves else "complete, every token as undisturbed"
-        tally.outcomes[outcome] += 1
+        counts.outcomes[outcome] += 1
 
 
 @contextmanager
@@ -179,13 +179,13 @@ def undisturbed(folder: Path, model: Path) -> Iterator[Oracle]:
         yield oracle
 
 
-def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
+def run(folder: Path, model: Path, num_streams: int, seed: int) -> Counts:
     """Run it all."""
-    rng, tally, over = random.Random(seed), Tally(), threading.Event()
+    rng, counts, over = random.Random(seed), Counts(), threading.Event()
     bodies = make_bodies(num_streams, MAX_TOKENS, seed=seed)
     leaving = [rng.randint(1, MAX_TOKENS // 2) if rng.random() < LEAVING else None for _ in bodies]
     with undisturbed(folder, model) as oracle, Fleet(folder / "fleet", model, worker_options=WORKER_OPTIONS) as fleet:
-        disturber = Disturber(fleet, rng, tally)
+        disturber = Disturber(fleet, rng, counts)
         with fleet.keep_alive(), ThreadPoolExecutor(NUM_CLIENTS + 1) as threads:
             disturbing = threads.submit(disturber.disturb_until, over)
             try:
@@ -198,20 +198,20 @@ def run(folder: Path, model: Path, num_streams: int, seed: int) -> Tally:
         wait_until(lambda: fleet.num_open() == 0, "nothing waits or runs any more")
         check_secrecy(fleet)
         for (body, got), leaves_after in zip(results, leaving, strict=True):
-            judge(oracle, body, got, leaves_after is not None, tally)
-    return tally
+            judge(oracle, body, got, leaves_after is not None, counts)
+    return counts
 
 
-def show(tally: Tally) -> None:
+def show(counts: Counts) -> None:
     """Print the tables."""
     lines = ["| Fault | Times |", "|---|---|"]
-    lines += [f"| {name} | {count} |" for name, count in sorted(tally.faults.items())]
+    lines += [f"| {name} | {count} |" for name, count in sorted(counts.faults.items())]
     lines += ["", "| Streams | Number |", "|---|---|"]
-    lines += [f"| {name} | {count} |" for name, count in sorted(tally.outcomes.items())]
+    lines += [f"| {name} | {count} |" for name, count in sorted(counts.outcomes.items())]
     lines += [
         "",
-        f"{tally.num_tokens} tokens compared; {tally.num_breaks} times a client had to ask again.",
-        *tally.wrong,
+        f"{counts.num_tokens} tokens compared; {counts.num_breaks} times a client had to ask again.",
+        *counts.wrong,
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -225,10 +225,10 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="minigpt-chaos-") as folder:
-        tally = run(Path(folder), options.model, options.streams, options.seed)
-    show(tally)
+        counts = run(Path(folder), options.model, options.streams, options.seed)
+    show(counts)
     sys.stdout.write(f"{options.streams} streams, seed {options.seed}, {time.monotonic() - began:.0f} s\n")
-    return 1 if tally.wrong else 0
+    return 1 if counts.wrong else 0
 
 
 if __name__ == "__main__":

@@ -89,13 +89,13 @@ def test_no_position_sees_a_later_token(model: AnyModel) -> None:
     assert not torch.equal(model(ids)[:, 20:], model(changed)[:, 20:])
 
 
-@pytest.mark.parametrize("arithmetic", ["autocast", "weights"])
-def test_bf16_is_near_fp32_in_pieces_of_any_length(model: AnyModel, arithmetic: str) -> None:
+@pytest.mark.parametrize("rounding", ["autocast", "weights"])
+def test_bf16_is_near_fp32_in_pieces_of_any_length(model: AnyModel, rounding: str) -> None:
     ids = tokens(model)
     expected = model(ids)
-    if arithmetic == "weights":
+    if rounding == "weights":
         model.bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic == "autocast"):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounding == "autocast"):
         logits = in_pieces(model, ids, [20, 21, 22, 39])
     torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 

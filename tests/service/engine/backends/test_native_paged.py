@@ -49,7 +49,7 @@ NATS = {"fp32": 1e-5, "bf16": 0.001, "int8": 0.001}
 """What may be the default costs less than 0.001; of int8 the issue asks 0.01 only."""
 
 needs_kernels = pytest.mark.skipif(best_level() is None, reason="no native kernels: installed without a C++ compiler")
-every_arithmetic = pytest.mark.parametrize("compute_dtype", ERRORS)
+every_compute_dtype = pytest.mark.parametrize("compute_dtype", ERRORS)
 with_fixtures = settings(WITH_FIXTURES, max_examples=15)
 some_prompts = st.lists(st.lists(st.integers(0, 33), min_size=1, max_size=64), min_size=1, max_size=6)
 
@@ -106,7 +106,7 @@ class Bench:
 
 
 @needs_kernels
-@every_arithmetic
+@every_compute_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @with_fixtures
 @given(prompts=some_prompts, seed=st.integers(0, 2**32))
@@ -123,7 +123,7 @@ def test_the_same_bits_alone_in_company_and_in_chunks(
     Bench(model, tokenizer, make_claim, compute_dtype).hold_together(model, prompts, seed, ERRORS[compute_dtype])
 
 
-@every_arithmetic
+@every_compute_dtype
 @pytest.mark.parametrize("level", LEVELS)
 @with_fixtures
 @given(prompts=some_prompts, seed=st.integers(0, 2**32))
@@ -143,7 +143,7 @@ def test_so_on_every_kind_of_processor(
 
 
 @needs_kernels
-@every_arithmetic
+@every_compute_dtype
 def test_the_same_bits_in_a_crowd_with_any_number_of_threads(
     make_gpt: MakeGPT, tokenizer: CharTokenizer, make_claim: MakeClaim, compute_dtype: ComputeDtype
 ) -> None:
@@ -160,7 +160,7 @@ def test_the_same_bits_in_a_crowd_with_any_number_of_threads(
 
 
 @needs_kernels
-@every_arithmetic
+@every_compute_dtype
 def test_two_threads_may_write_to_one_page(
     make_gpt: MakeGPT, tokenizer: CharTokenizer, make_claim: MakeClaim, compute_dtype: ComputeDtype
 ) -> None:
@@ -234,7 +234,7 @@ def test_the_sanitized_kernels_are_the_ones_that_run() -> None:
 
 
 @needs_kernels
-@every_arithmetic
+@every_compute_dtype
 def test_an_engine_tells_what_computes(
     make_gpt: MakeGPT, tokenizer: CharTokenizer, compute_dtype: ComputeDtype
 ) -> None:

@@ -17,7 +17,7 @@ from service.engine.kernels.library import LEVELS, best_level, load_kernels
 from service.engine.kernels.weights import ComputeDtype
 from service.engine.loading import make_engine
 from service.protocol import Claim
-from tests.service.engine.backends.test_native_paged import ERRORS, every_arithmetic, needs_kernels, with_fixtures
+from tests.service.engine.backends.test_native_paged import ERRORS, every_compute_dtype, needs_kernels, with_fixtures
 from tests.service.engine.backends.test_torch_slots import NUM_SLOTS, Bench, some_prompts
 from training.models.families import AnyModel
 from training.tokenizers.char import CharTokenizer
@@ -46,7 +46,7 @@ def make_bench(make_model_of: MakeModel, tokenizer: CharTokenizer, make_claim: M
 
 
 @needs_kernels
-@every_arithmetic
+@every_compute_dtype
 @with_fixtures
 @given(prompts=some_prompts, seed=st.integers(0, 2**32))
 def test_the_same_bits_alone_in_company_and_in_chunks(
@@ -65,7 +65,7 @@ def test_so_in_every_shape(
     make_bench(family, "fp32", **shape).hold_together(prompts, seed, ERRORS["fp32"])
 
 
-@every_arithmetic
+@every_compute_dtype
 @pytest.mark.parametrize("level", LEVELS)
 def test_so_on_every_kind_of_processor(
     make_bench: MakeBench, slot_family: str, level: str, compute_dtype: ComputeDtype
@@ -78,7 +78,7 @@ def test_so_on_every_kind_of_processor(
 
 
 @needs_kernels
-@every_arithmetic
+@every_compute_dtype
 def test_the_same_bits_with_any_number_of_threads(
     make_bench: MakeBench, slot_family: str, compute_dtype: ComputeDtype
 ) -> None:
