@@ -42,7 +42,7 @@ async def within(seconds: float) -> AsyncIterator[None]:
 @pytest.fixture
 def server(redis_servers):
     """A server that tests may stop, starve and flush; it has the default settings again after each."""
-    server = redis_servers(next(iter(find_programs())))
+    server = redis_servers(next(iter(find_programs()), "redis"))
     with server.client() as client:
         client.flushall()
         client.function_flush()
