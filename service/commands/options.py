@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from service.config import LogSettings, parse_settings
+from service.engine.kernels.library import built_levels
 from service.errors import SettingError
 from service.logs import configure_logging
 from training.manifest import resolve_checkpoint
@@ -120,7 +121,8 @@ def _options_of(table: type[Settings]) -> Iterator[inspect.Parameter]:
 
 def _typed(name: str, type_: Any, meta: Any, *, default: object, panel: str) -> Any:  # noqa: ANN401
     flag = f"--{name.replace('_', '-')}"
-    option = functools.partial(typer.Option, help=meta.description, rich_help_panel=panel)
+    more = f" Native here: {', '.join(built_levels()) or 'none'}." if name == "kernels" else ""
+    option = functools.partial(typer.Option, help=meta.description + more, rich_help_panel=panel)
     if type_ is bool:  # one that is off needs no way to say so
         return Annotated[bool, option(*([] if default else [flag]))]
     if get_origin(type_) is Literal:  # what is none of them is refused as every other value is, in one line

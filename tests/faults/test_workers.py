@@ -102,7 +102,7 @@ def test_stopped_for_longer_than_its_lease(scene, fleet):
         assert running.num_unfinished() > 0
         running.wait_for_ends()
         victim.resume()
-        wait_until(lambda: "registering anew" in victim.words(), "it learns that its lease is over")
+        wait_until(lambda: "registering again" in victim.words(), "it learns that its lease is over")
     assert victim.is_running
     assert resumed(fleet) > before
 

@@ -144,7 +144,8 @@ async def test_calls_that_wait_for_their_turn_do_not_ping_a_silent_server(far_co
     server.pause()
     asyncio.get_running_loop().call_later(0.7, server.resume)
     await asyncio.gather(*(far_connection.call("dead") for _ in range(20 * MAX_CALLS)), return_exceptions=True)
-    assert proxy.num_accepted <= 2 * MAX_CALLS
+    a_probe_and_its_ping = 2  # where the server comes back so late that it counts as down
+    assert proxy.num_accepted <= 2 * MAX_CALLS + a_probe_and_its_ping
 
 
 @pytest.fixture
