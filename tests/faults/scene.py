@@ -74,8 +74,9 @@ class Scene:
         self.fleet.set_pace(BRISK_S)
         wait_until(lambda: self.num_unfinished() == 0, lambda: f"all streams have ended\n{self.fleet.tails()}")
 
-    def busiest_worker(self) -> Member:
-        """Return the worker that has computed the most: however little its fellows have, it has something to lose."""
+    def wait_for_victim(self) -> Member:
+        """Return, once every stream has some tokens, the worker that computed the most: it has something to lose."""
+        self.wait_for_tokens(20)
         return max(self.fleet.workers, key=lambda worker: worker.num_rows() - self._rows[worker])
 
     def num_unfinished(self) -> int:

@@ -8,7 +8,7 @@ import pytest
 from service.config import QueueSettings
 from service.errors import Unavailable
 from service.queue.redis.address import Address
-from service.queue.redis.connection import ANSWER_WITHIN_S, MAX_CALLS, Connection
+from service.queue.redis.connection import ANSWER_WITHIN_S, MAX_CALLS, TICK_S, Connection
 from service.queue.redis.gateway import RedisQueue
 from service.queue.redis.subscriptions import Subscriptions
 from tests.fleet.redis_server import HOST
@@ -142,10 +142,13 @@ async def test_however_many_calls_at_once_the_connections_are_few(far_connection
 @in_each_loop
 async def test_calls_that_wait_for_their_turn_do_not_ping_a_silent_server(far_connection, server, proxy):
     server.pause()
-    asyncio.get_running_loop().call_later(0.7, server.resume)
-    await asyncio.gather(*(far_connection.call("dead") for _ in range(20 * MAX_CALLS)), return_exceptions=True)
-    a_probe_and_its_ping = 2  # where the server comes back so late that it counts as down
-    assert proxy.num_accepted <= 2 * MAX_CALLS + a_probe_and_its_ping
+    calls = [asyncio.create_task(far_connection.call("dead")) for _ in range(20 * MAX_CALLS)]
+    await become(lambda: proxy.num_accepted > MAX_CALLS, "those whose turn it is ask")
+    for _ in range(5):  # half of the time that is left until they give up: whoever would ask has asked
+        await asyncio.sleep(TICK_S)
+    assert proxy.num_accepted <= 2 * MAX_CALLS
+    server.resume()
+    await asyncio.wait(calls)
 
 
 @pytest.fixture
