@@ -186,7 +186,7 @@ def windows(text: Path, every: int) -> Iterator[tuple[GPT, CharTokenizer, list[i
 
 
 @needs_kernels
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=[pytest.mark.chaos, pytest.mark.timeout(3 * 3600)])])
 def test_loss_over_the_validation_split(tinyshakespeare: Path, make_claim: MakeClaim, every: int) -> None:
     losses: dict[str, list[float]] = {compute_dtype: [] for compute_dtype in NATS}
     runners: dict[str, NativeRunner] = {}
