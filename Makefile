@@ -53,7 +53,7 @@ check-native: .venv/.installed-dev
 	PYTHONPATH=$(SANITIZED)/package MINIGPT_SANITIZED=$(SANITIZED)/package \
 	ASAN_OPTIONS=detect_leaks=0:log_path=$(CURDIR)/$(SANITIZED)/report \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-	$(BIN)/pytest --timeout 900 -o pythonpath="$(SANITIZED)/package ." \
+	$(BIN)/pytest -o pythonpath="$(SANITIZED)/package ." \
 	tests/service/engine/backends/test_native_paged.py tests/service/engine/backends/test_native_slots.py \
 	tests/service/engine/backends/test_samplers.py tests/service/engine/kernels
 check-gpu: .venv/.installed-dev
