@@ -121,8 +121,8 @@ class _Choice(NamedTuple):
     dtype: ComputeDtype
 
     @property
-    def kernels(self) -> str:
-        return self.level or "torch"
+    def is_native(self) -> bool:
+        return self.level is not None
 
 
 def _choose(model: AnyModel, settings: EngineSettings) -> _Choice:
@@ -153,9 +153,8 @@ def _make_paged(
     dtype, page_size = kv_dtype(choice.dtype), choose_page_size(settings, device)
     page_bytes = PagedKV.page_bytes(spec, page_size, dtype)
     num_pages = num_pages or count_pages(settings, device, page_bytes, -(-spec.max_context // page_size))
-    is_native = choice.level is not None  # else the last bit depends on how many tokens a step has
     runner: Runner
-    if is_native:
+    if choice.is_native:
         runner = NativeRunner(model, num_pages, settings.max_step_tokens, choice.dtype)
     else:
         runner = _make_torch_runner(model.eval().to(dtype), num_pages, page_size, settings.max_num_seqs)
@@ -163,8 +162,9 @@ def _make_paged(
         runner,
         _choose_sampler(tokenizer, device),
         PagePool(num_pages, page_size, prefix_caching=settings.prefix_caching),
-        _describe(device, choice, num_pages * page_bytes, batch_invariant=is_native),
-        can_speculate=is_native,
+        # With torch the last bit depends on how many tokens a step has.
+        _describe(device, choice, num_pages * page_bytes, batch_invariant=choice.is_native),
+        can_speculate=choice.is_native,
     )
 
 
@@ -172,17 +172,16 @@ def _make_slots(
     model: SlotModel, tokenizer: Tokenizer, settings: EngineSettings, choice: _Choice, num_slots: int | None
 ) -> Backend:
     device, spec = model.lm_head.weight.device, model.state_spec
-    is_native = choice.level is not None
-    dtype = torch.float32 if is_native else kv_dtype(choice.dtype)
+    dtype = torch.float32 if choice.is_native else kv_dtype(choice.dtype)
     slot_bytes = Slots.slot_bytes(spec, dtype)
     num_slots = num_slots or min(settings.max_num_seqs, count_pages(settings, device, slot_bytes, 1))
     slots = Slots(spec, num_slots, dtype=dtype, device=device)
     runner: Runner
-    if is_native:
+    if choice.is_native:
         runner = NativeSlotRunner(model, slots, settings.max_step_tokens, choice.dtype)
     else:
         runner = TorchSlotRunner(model.eval().to(dtype), slots, ROWS_ON_CPU if device.type == "cpu" else num_slots)
-    is_seen_invariant = is_native or (device.type == "cpu" and choice.dtype == "fp32")
+    is_seen_invariant = choice.is_native or (device.type == "cpu" and choice.dtype == "fp32")
     return Backend(
         runner,
         _choose_sampler(tokenizer, device),
@@ -218,7 +217,7 @@ def _choose_sampler(tokenizer: Tokenizer, device: torch.device) -> Sampler:
 def _describe(device: torch.device, choice: _Choice, kv_cache_bytes: int, *, batch_invariant: bool) -> EngineInfo:
     return EngineInfo(
         device=str(device),
-        kernels=choice.kernels,
+        kernels=choice.level or "torch",
         dtype=choice.dtype,
         num_threads=torch.get_num_threads(),
         kv_cache_bytes=kv_cache_bytes,
